@@ -4,5 +4,16 @@
 //! Dependencies point downwards only, in this order; `tests/layering.rs` holds the code to it:
 //! `cli`, [`fs`], [`prefetch`], [`cache`], [`import`], [`remote`], [`proto`], [`model`].
 
+#![cfg_attr(
+    test,
+    allow(clippy::disallowed_methods, reason = "what `tokio::test` expands to blocks on a future")
+)]
+
+pub mod cache;
+pub mod cli;
+pub mod fs;
+pub mod import;
 pub mod model;
+pub mod prefetch;
 pub mod proto;
+pub mod remote;

@@ -1,0 +1,104 @@
+use std::sync::{Arc, PoisonError, RwLock};
+
+use bytes::Bytes;
+
+use super::{DataFile, index::Location};
+use crate::model::{Chunk, Digest, Manifest};
+
+/// A blob: its manifest, and where on disk its chunks lie as far as this process knows.
+#[derive(Debug)]
+pub struct Blob {
+    digest: Digest,
+    manifest: Manifest,
+    /// One for each chunk of the manifest. A place may be out of date: the file may have been evicted since.
+    places: RwLock<Box<[Option<Location>]>>,
+}
+
+impl Blob {
+    pub(super) fn new(
+        digest: Digest,
+        manifest: Manifest,
+        places: Vec<Option<Location>>,
+    ) -> Self {
+        debug_assert_eq!(places.len(), manifest.chunks().len());
+        Self {
+            digest,
+            manifest,
+            places: RwLock::new(places.into()),
+        }
+    }
+
+    #[must_use]
+    pub const fn digest(&self) -> Digest {
+        self.digest
+    }
+
+    #[must_use]
+    pub const fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    pub(super) fn chunk(&self, index: usize) -> Option<&Chunk> {
+        self.manifest.chunks().get(index)
+    }
+
+    pub(super) fn place(&self, index: usize) -> Option<Location> {
+        let places = self.places.read().unwrap_or_else(PoisonError::into_inner);
+        places.get(index).copied().flatten()
+    }
+
+    pub(super) fn set_place(&self, index: usize, place: Option<Location>) {
+        let mut places = self.places.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(slot) = places.get_mut(index) {
+            *slot = place;
+        }
+    }
+
+    /// Bytes of memory that it takes, about.
+    pub(super) fn weight(&self) -> u32 {
+        let chunk = size_of::<Chunk>() + size_of::<Option<Location>>();
+        let weight = self.manifest.chunks().len() * chunk + 128;
+        u32::try_from(weight).unwrap_or(u32::MAX)
+    }
+}
+
+/// The bytes of one chunk, verified.
+#[derive(Debug, Clone)]
+pub enum ChunkData {
+    Memory(Bytes),
+    /// In a data file, at this offset.
+    Disk(Arc<DataFile>, u64),
+}
+
+/// A part of a chunk, verified.
+#[derive(Debug, Clone)]
+pub struct Slice {
+    pub data: ChunkData,
+    /// Where the part begins in the chunk, in bytes.
+    pub start: u64,
+    /// Length in bytes.
+    pub len: u64,
+}
+
+impl Slice {
+    /// Appends the bytes to `buffer`.
+    ///
+    /// # Errors
+    /// When the data file cannot be read.
+    pub fn append_to(&self, buffer: &mut Vec<u8>) -> std::io::Result<()> {
+        let invalid = |_| std::io::Error::from(std::io::ErrorKind::InvalidInput);
+        let len = usize::try_from(self.len).map_err(invalid)?;
+        match &self.data {
+            ChunkData::Memory(bytes) => {
+                let start = usize::try_from(self.start).map_err(invalid)?;
+                buffer.extend_from_slice(&bytes[start..start + len]);
+                Ok(())
+            }
+            ChunkData::Disk(file, offset) => {
+                let at = buffer.len();
+                buffer.resize(at + len, 0);
+                file.read_exact_at(&mut buffer[at..], offset + self.start)
+            }
+        }
+    }
+}

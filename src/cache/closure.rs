@@ -1,0 +1,266 @@
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use bytes::Bytes;
+use futures::StreamExt;
+use tokio::sync::oneshot;
+
+use super::{Cache, CacheError, Counter, index, store::Command};
+use crate::{
+    model::{Digest, Directory, Node},
+    proto,
+    remote::Remote,
+};
+
+/// Encoded directories that are written to the index at once, in bytes.
+const BATCH: usize = 1 << 20;
+
+/// A closure on its way. Whoever waits for a directory gets it as soon as it has arrived.
+#[derive(Default)]
+pub(super) struct ClosureFlight {
+    /// The lock is held for a map operation only.
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    waiters: HashMap<Digest, Vec<oneshot::Sender<Arc<Directory>>>>,
+    /// How it ended. Nobody waits any more from then on.
+    ended: Option<Result<(), CacheError>>,
+}
+
+impl ClosureFlight {
+    /// `None` when the flight is over.
+    fn wait(&self, digest: Digest) -> Option<oneshot::Receiver<Arc<Directory>>> {
+        let mut state = self.state();
+        if state.ended.is_some() {
+            return None;
+        }
+        let (sender, receiver) = oneshot::channel();
+        state.waiters.entry(digest).or_default().push(sender);
+        Some(receiver)
+    }
+
+    fn arrived(&self, digest: Digest, directory: &Arc<Directory>) {
+        for waiter in self.state().waiters.remove(&digest).unwrap_or_default() {
+            let _ = waiter.send(Arc::clone(directory));
+        }
+    }
+
+    fn end(&self, result: Result<(), CacheError>) {
+        let mut state = self.state();
+        state.ended = Some(result);
+        state.waiters.clear();
+    }
+
+    /// Why it failed, once it is over.
+    fn failure(&self) -> Option<CacheError> {
+        self.state().ended.clone().and_then(Result::err)
+    }
+
+    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Cache {
+    /// A directory. `root` is the root of a closure that has it: stores may know closures by their roots only.
+    ///
+    /// # Errors
+    /// When it is neither in the index nor to be had from a remote.
+    pub async fn directory(
+        self: &Arc<Self>,
+        digest: Digest,
+        root: Digest,
+    ) -> Result<Arc<Directory>, CacheError> {
+        if let Some(directory) = self.local_directory(digest).await? {
+            return Ok(directory);
+        }
+        // While the whole closure is on its way, nobody asks for a part of it.
+        let whole_is_coming = self.closures().contains_key(&root);
+        let mut closures = vec![root];
+        if digest != root && !whole_is_coming {
+            closures.insert(0, digest);
+        }
+        let mut failure = None;
+        for closure in closures {
+            // A second round, when the directory went by just before it was waited for and was not kept.
+            for _ in 0..2 {
+                match self.from_closure(digest, closure).await {
+                    Ok(Some(directory)) => return Ok(directory),
+                    Ok(None) => {}
+                    Err(error) => {
+                        failure = Some(error);
+                        break;
+                    }
+                }
+            }
+        }
+        Err(failure.unwrap_or_else(|| CacheError::IncompleteClosure {
+            root,
+            digest,
+            remote: self.remote.address().to_owned(),
+        }))
+    }
+
+    /// `None` when the flight ended without failing and the directory is not at hand.
+    async fn from_closure(
+        self: &Arc<Self>,
+        digest: Digest,
+        root: Digest,
+    ) -> Result<Option<Arc<Directory>>, CacheError> {
+        let flight = self.start_closure(root);
+        if let Some(waiter) = flight.wait(digest) {
+            if let Some(directory) = self.directory_at_hand(digest) {
+                return Ok(Some(directory));
+            }
+            if let Ok(directory) = waiter.await {
+                return Ok(Some(directory));
+            }
+        }
+        if let Some(directory) = self.local_directory(digest).await? {
+            return Ok(Some(directory));
+        }
+        flight.failure().map_or(Ok(None), Err)
+    }
+
+    fn start_closure(self: &Arc<Self>, root: Digest) -> Arc<ClosureFlight> {
+        let mut closures = self.closures();
+        if let Some(flight) = closures.get(&root) {
+            return Arc::clone(flight);
+        }
+        let flight = Arc::new(ClosureFlight::default());
+        closures.insert(root, Arc::clone(&flight));
+        let landing = Landing {
+            cache: Arc::clone(self),
+            flight: Arc::clone(&flight),
+            root,
+        };
+        tokio::spawn(async move {
+            let result = landing.cache.fetch_closure(root, &landing.flight).await;
+            landing.flight.end(result);
+        });
+        flight
+    }
+
+    async fn fetch_closure(
+        self: &Arc<Self>,
+        root: Digest,
+        flight: &ClosureFlight,
+    ) -> Result<(), CacheError> {
+        let remote = || self.remote.address().to_owned();
+        let mut records = self.remote.closure(root).await?;
+        // Only what something before it refers to may come.
+        let mut expected = HashSet::from([root]);
+        let mut seen = HashSet::new();
+        let (mut batch, mut batch_bytes) = (Vec::new(), 0);
+        while let Some(record) = records.next().await {
+            let bytes = record?;
+            let digest = Digest::of(&bytes);
+            if !expected.contains(&digest) {
+                self.stats().add(Counter::RejectedObjects, 1);
+                return Err(CacheError::UnexpectedDirectory {
+                    root,
+                    digest,
+                    remote: remote(),
+                });
+            }
+            if !seen.insert(digest) {
+                continue;
+            }
+            let directory = proto::decode_directory(&bytes).map_err(|cause| {
+                self.stats().add(Counter::RejectedObjects, 1);
+                CacheError::BadDirectory {
+                    digest,
+                    remote: remote(),
+                    cause,
+                }
+            })?;
+            for entry in directory.entries() {
+                if let Node::Directory { digest, .. } = entry.node {
+                    expected.insert(digest);
+                }
+            }
+            let directory = Arc::new(directory);
+            self.memory
+                .directories
+                .insert(digest, Arc::clone(&directory));
+            flight.arrived(digest, &directory);
+            self.stats().add(Counter::DirectoryMisses, 1);
+            batch_bytes += bytes.len();
+            batch.push((digest, bytes));
+            if batch_bytes >= BATCH {
+                self.write_directories(std::mem::take(&mut batch)).await;
+                batch_bytes = 0;
+            }
+        }
+        self.write_directories(batch).await;
+        let missing = expected.difference(&seen).find(|digest| **digest != Digest::empty());
+        match missing {
+            Some(digest) => Err(CacheError::IncompleteClosure {
+                root,
+                digest: *digest,
+                remote: remote(),
+            }),
+            None => Ok(()),
+        }
+    }
+
+    /// Returns when they can be found in the index, so that no more of a closure is in memory than a batch.
+    async fn write_directories(&self, directories: Vec<(Digest, Bytes)>) {
+        if directories.is_empty() {
+            return;
+        }
+        let (done, written) = oneshot::channel();
+        self.send(Command::Directories(directories, done));
+        let _ = written.await;
+    }
+
+    /// From memory or from the index.
+    async fn local_directory(
+        self: &Arc<Self>,
+        digest: Digest,
+    ) -> Result<Option<Arc<Directory>>, CacheError> {
+        if let Some(directory) = self.directory_at_hand(digest) {
+            return Ok(Some(directory));
+        }
+        let found = self
+            .query(move |connection| {
+                let bytes = index::directory(connection, digest)?;
+                // One that is damaged is fetched again.
+                Ok(bytes
+                    .filter(|bytes| Digest::of(bytes) == digest)
+                    .and_then(|bytes| proto::decode_directory(&bytes).ok())
+                    .map(Arc::new))
+            })
+            .await?;
+        if let Some(directory) = &found {
+            self.memory
+                .directories
+                .insert(digest, Arc::clone(directory));
+        }
+        Ok(found)
+    }
+
+    fn closures(&self) -> std::sync::MutexGuard<'_, HashMap<Digest, Arc<ClosureFlight>>> {
+        self.closures.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Takes a flight off the table, also when its task panics.
+struct Landing {
+    cache: Arc<Cache>,
+    flight: Arc<ClosureFlight>,
+    root: Digest,
+}
+
+impl Drop for Landing {
+    fn drop(&mut self) {
+        self.cache.closures().remove(&self.root);
+        if self.flight.state().ended.is_none() {
+            self.flight.end(Err(CacheError::Aborted));
+        }
+    }
+}

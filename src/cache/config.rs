@@ -1,0 +1,188 @@
+use std::{path::PathBuf, str::FromStr};
+
+/// What a cache is told when it is opened.
+#[derive(Debug, Clone)]
+pub struct Config {
+    pub dir: PathBuf,
+    /// The most bytes the directory may take; `None` keeps what was said last, or [`Quota::default_for`].
+    pub size: Option<Quota>,
+    /// Bytes or share of the filesystem that stay free.
+    pub min_free: Quota,
+    /// Bytes for the memory tier and everything in flight together.
+    pub memory: u64,
+}
+
+/// A number of bytes, or a share of the filesystem that the cache is on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Quota {
+    Bytes(u64),
+    /// In hundredths of a per cent.
+    Share(u16),
+}
+
+/// The memory tier's size when nobody said anything, in bytes.
+const DEFAULT_MEMORY: u64 = 256 << 20;
+
+/// 256 MiB, or a quarter of what the control group allows where that is less.
+#[must_use]
+pub fn default_memory() -> u64 {
+    cgroup_memory().map_or(DEFAULT_MEMORY, |limit| DEFAULT_MEMORY.min(limit / 4))
+}
+
+/// Bytes of memory that this machine has, or that the control group allows.
+#[must_use]
+pub fn machine_memory() -> u64 {
+    let info = rustix::system::sysinfo();
+    let total = u64::from(info.mem_unit).saturating_mul(info.totalram);
+    cgroup_memory().map_or(total, |limit| total.min(limit))
+}
+
+/// The least limit of the control groups that this process is in, in bytes; of version 2 or 1.
+fn cgroup_memory() -> Option<u64> {
+    let groups = std::fs::read_to_string("/proc/self/cgroup").ok()?;
+    let read = |file: PathBuf| {
+        let text = std::fs::read_to_string(file).ok()?;
+        text.trim().parse::<u64>().ok()
+    };
+    let limits = groups.lines().filter_map(|line| {
+        let mut fields = line.splitn(3, ':').skip(1);
+        let (controllers, group) = (fields.next()?, fields.next()?);
+        let group = group.trim_start_matches('/');
+        match controllers {
+            "" => {
+                let base = PathBuf::from("/sys/fs/cgroup");
+                let all = base.join(group);
+                let groups = all.ancestors().take_while(|path| path.starts_with(&base));
+                groups
+                    .filter_map(|path| read(path.join("memory.max")))
+                    .min()
+            }
+            "memory" => read(
+                PathBuf::from("/sys/fs/cgroup/memory")
+                    .join(group)
+                    .join("memory.limit_in_bytes"),
+            ),
+            _ => None,
+        }
+    });
+    limits.min()
+}
+
+/// Why a text is no size.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is not a size; write a number and B, KiB, MiB, GiB, TiB or %, such as 20GiB or 10%")]
+pub struct QuotaError(String);
+
+impl Quota {
+    /// The most that a cache takes when nobody said anything.
+    const DEFAULT_MAX: u64 = 50 << 30;
+
+    /// The smaller of 20 % of the filesystem and 50 GiB.
+    #[must_use]
+    pub fn default_for(filesystem: u64) -> u64 {
+        Self::Share(20_00)
+            .bytes(filesystem)
+            .min(Self::DEFAULT_MAX)
+    }
+
+    /// In bytes, on a filesystem of `filesystem` bytes.
+    #[must_use]
+    pub fn bytes(self, filesystem: u64) -> u64 {
+        match self {
+            Self::Bytes(bytes) => bytes,
+            Self::Share(share) => (u128::from(filesystem) * u128::from(share) / 10_000)
+                .try_into()
+                .unwrap_or(u64::MAX),
+        }
+    }
+}
+
+impl FromStr for Quota {
+    type Err = QuotaError;
+
+    fn from_str(text: &str) -> Result<Self, QuotaError> {
+        let error = || QuotaError(text.to_owned());
+        let text = text.trim();
+        let split = text
+            .find(|char: char| !char.is_ascii_digit() && char != '.')
+            .unwrap_or(text.len());
+        let (number, unit) = text.split_at(split);
+        let unit = unit.trim();
+        let number: f64 = number.parse().map_err(|_| error())?;
+        if unit == "%" {
+            let share = number * 100.0;
+            return if (0.0..=10_000.0).contains(&share) {
+                #[expect(
+                    clippy::cast_possible_truncation,
+                    clippy::cast_sign_loss,
+                    reason = "the range was checked"
+                )]
+                Ok(Self::Share(share as u16))
+            } else {
+                Err(error())
+            };
+        }
+        let shift = match unit {
+            "" | "B" => 0,
+            "KiB" => 10,
+            "MiB" => 20,
+            "GiB" => 30,
+            "TiB" => 40,
+            _ => return Err(error()),
+        };
+        #[expect(clippy::cast_precision_loss, reason = "a power of two is exact")]
+        let bytes = number * (1_u64 << shift) as f64;
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "the range is checked"
+        )]
+        if (0.0..9e18).contains(&bytes) {
+            Ok(Self::Bytes(bytes as u64))
+        } else {
+            Err(error())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn sizes_are_read() {
+        for (text, quota) in [
+            ("0", Quota::Bytes(0)),
+            ("512", Quota::Bytes(512)),
+            ("7B", Quota::Bytes(7)),
+            ("1.5 KiB", Quota::Bytes(1536)),
+            ("20GiB", Quota::Bytes(20 << 30)),
+            ("2TiB", Quota::Bytes(2 << 40)),
+            ("5%", Quota::Share(500)),
+            ("0.25%", Quota::Share(25)),
+        ] {
+            assert_eq!(text.parse(), Ok(quota), "{text}");
+        }
+        for text in ["", "GiB", "1GB", "-1", "1e9", "101%", "1.2.3", "20 GiB!", "9999999999TiB"] {
+            assert!(text.parse::<Quota>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn shares_are_of_the_filesystem() {
+        assert_eq!(Quota::Share(50_00).bytes(200), 100);
+        assert_eq!(Quota::default_for(100 << 30), 20 << 30);
+        assert_eq!(Quota::default_for(1 << 50), 50 << 30);
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_makes_it_panic(text: String, filesystem: u64) {
+            if let Ok(quota) = text.parse::<Quota>() {
+                let _ = quota.bytes(filesystem);
+            }
+        }
+    }
+}

@@ -1,0 +1,237 @@
+use std::{
+    collections::HashMap,
+    fs::File,
+    io,
+    os::unix::fs::FileExt,
+    path::Path,
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU32, AtomicU64, Ordering},
+    },
+};
+
+use memmap2::Mmap;
+
+use super::{
+    index::{self, FileRow},
+    stamp::Stamp,
+};
+use crate::model::Digest;
+
+/// A data file that is open and mapped. Its name may be gone; what was written stays readable for as long as somebody
+/// holds this.
+#[derive(Debug)]
+pub struct DataFile {
+    number: u64,
+    file: File,
+    map: Mmap,
+    /// Last use, seconds since 1970.
+    used_at: AtomicU64,
+    /// Above 0 while this process writes to the file, when a changed stamp means nothing.
+    writing: AtomicU32,
+    /// The lock is held for a look at the file's metadata or for a map operation, never while its content is read.
+    verified: Mutex<Verified>,
+}
+
+/// Which chunks are known to be right.
+#[derive(Debug)]
+struct Verified {
+    /// What is known holds for this state of the file.
+    stamp: Stamp,
+    /// All chunks that the index names are right, and those that this process wrote.
+    all: bool,
+    /// Offset and size of single chunks that are right.
+    chunks: HashMap<u64, u64>,
+    /// Sum of the sizes in `chunks`.
+    bytes: u64,
+}
+
+/// What may be done with a chunk in a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Trust {
+    /// Its bytes are known to be right.
+    Verified,
+    /// Its bytes must be verified first.
+    Unknown,
+    /// The file was evicted; nothing new may be served from it.
+    Gone,
+}
+
+impl DataFile {
+    /// Opens and maps the file of a row. `NotFound` means that it was evicted; a file that is not as long as its row
+    /// says is `InvalidData`.
+    pub(super) fn open(path: &Path, row: &FileRow, writable: bool) -> io::Result<Self> {
+        let file = File::options().read(true).write(writable).open(path)?;
+        let (stamp, _) = Stamp::of(&file)?;
+        if file.metadata()?.len() != row.length {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        // SAFETY: a mapping must not be read through a reference while somebody writes to it or truncates it. Data
+        // files are never truncated (they are only unlinked) and written ranges never change, and castore itself never
+        // makes a slice of the mapping: the pointer goes to `writev`, for which a failing page is EFAULT.
+        let map = unsafe { Mmap::map(&file)? };
+        let trusted = row.stamp.as_deref() == Some(&stamp.to_bytes());
+        Ok(Self {
+            number: row.number,
+            file,
+            map,
+            used_at: AtomicU64::new(index::now()),
+            writing: AtomicU32::new(0),
+            verified: Mutex::new(Verified {
+                stamp,
+                all: trusted,
+                chunks: HashMap::new(),
+                bytes: 0,
+            }),
+        })
+    }
+
+    pub(super) const fn number(&self) -> u64 {
+        self.number
+    }
+
+    pub(super) fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Where `len` bytes from `offset` are mapped, `None` when the file does not have them. Not to be read through a
+    /// reference: see `open`.
+    #[must_use]
+    pub fn mapped(&self, offset: u64, len: u64) -> Option<*const u8> {
+        let end = offset.checked_add(len)?;
+        if end > self.map.len() as u64 {
+            return None;
+        }
+        let offset = usize::try_from(offset).ok()?;
+        Some(self.map.as_ptr().wrapping_add(offset))
+    }
+
+    /// Copies bytes out, by `pread`.
+    pub fn read_exact_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<()> {
+        self.file.read_exact_at(bytes, offset)
+    }
+
+    /// Notes a use; `now` in seconds since 1970.
+    pub(super) fn touch(&self, now: u64) {
+        self.used_at.store(now, Ordering::Relaxed);
+    }
+
+    pub(super) fn used_at(&self) -> u64 {
+        self.used_at.load(Ordering::Relaxed)
+    }
+
+    /// Whether a chunk may be served. One `fstat`, so that a change of the file by anybody else is seen before the next
+    /// byte is served from it.
+    pub(super) fn trust(&self, offset: u64) -> Trust {
+        let writing = self.writing.load(Ordering::Acquire) > 0;
+        let now = Stamp::of(&self.file);
+        let mut verified = self.verified();
+        match now {
+            Ok((_, false)) => return Trust::Gone,
+            Ok((stamp, true)) if stamp != verified.stamp && !writing => {
+                // The writer may have finished between the two looks, and it brings the stamp up to date itself.
+                if self.writing.load(Ordering::Acquire) == 0 {
+                    verified.forget(stamp);
+                }
+            }
+            Ok(_) => {}
+            Err(_) => return Trust::Unknown,
+        }
+        if verified.all || verified.chunks.contains_key(&offset) {
+            Trust::Verified
+        } else {
+            Trust::Unknown
+        }
+    }
+
+    /// Reads a chunk and compares it with its digest.
+    pub(super) fn verify(&self, digest: Digest, offset: u64, size: u64) -> io::Result<bool> {
+        let before = Stamp::of(&self.file)?.0;
+        let mut hasher = blake3::Hasher::new();
+        let step = 1 << 20;
+        let mut buffer = vec![0; usize::try_from(size.min(step)).map_err(io::Error::other)?];
+        let mut done = 0;
+        while done < size {
+            let len = (size - done).min(step);
+            let part = &mut buffer[..usize::try_from(len).map_err(io::Error::other)?];
+            self.file.read_exact_at(part, offset + done)?;
+            hasher.update(part);
+            done += len;
+        }
+        let right = Digest::from(hasher.finalize()) == digest;
+        if right {
+            let mut verified = self.verified();
+            if verified.stamp == before {
+                verified.add(offset, size);
+            }
+        }
+        Ok(right)
+    }
+
+    /// Bytes of the chunks that were verified one by one under the present stamp; `None` when all are trusted anyway.
+    pub(super) fn verified_bytes(&self) -> Option<u64> {
+        let verified = self.verified();
+        (!verified.all).then_some(verified.bytes)
+    }
+
+    /// Declares all chunks right, which is so when those verified one by one are all that there are.
+    pub(super) fn trust_all(&self) {
+        self.verified().all = true;
+    }
+
+    /// To be called before this process writes to the file; [`DataFile::end_writing`] must follow.
+    pub(super) fn begin_writing(&self) -> io::Result<()> {
+        let (now, _) = Stamp::of(&self.file)?;
+        let mut verified = self.verified();
+        if now != verified.stamp {
+            verified.forget(now);
+        }
+        self.writing.fetch_add(1, Ordering::AcqRel);
+        Ok(())
+    }
+
+    /// `written`: offsets and sizes of the chunks that were written.
+    pub(super) fn end_writing(&self, written: impl IntoIterator<Item = (u64, u64)>) {
+        let now = Stamp::of(&self.file);
+        let mut verified = self.verified();
+        if let Ok((stamp, _)) = now {
+            verified.stamp = stamp;
+        }
+        for (offset, size) in written {
+            verified.add(offset, size);
+        }
+        self.writing.fetch_sub(1, Ordering::AcqRel);
+    }
+
+    /// Has every chunk verified again before it is served.
+    pub(super) fn distrust(&self) {
+        let mut verified = self.verified();
+        let stamp = verified.stamp;
+        verified.forget(stamp);
+    }
+
+    /// The stamp to store with the file's row: `None` while not all of it is known to be right.
+    pub(super) fn stamp(&self) -> Option<Vec<u8>> {
+        let verified = self.verified();
+        verified.all.then(|| verified.stamp.to_bytes())
+    }
+
+    fn verified(&self) -> std::sync::MutexGuard<'_, Verified> {
+        self.verified.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Verified {
+    fn forget(&mut self, stamp: Stamp) {
+        self.stamp = stamp;
+        self.all = false;
+        self.chunks.clear();
+        self.bytes = 0;
+    }
+
+    fn add(&mut self, offset: u64, size: u64) {
+        if self.chunks.insert(offset, size).is_none() {
+            self.bytes += size;
+        }
+    }
+}

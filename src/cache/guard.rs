@@ -1,0 +1,84 @@
+use std::{
+    fs, io,
+    os::unix::fs::{DirBuilderExt, PermissionsExt},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+/// Filesystems on which `SQLite`'s locks and shared memory cannot be relied on, by the magic number of `statfs(2)`.
+const REFUSED: [(i64, &str); 4] = [
+    (0x6969, "NFS"),
+    (0xff53_4d42, "CIFS"),
+    (0xfe53_4d42, "SMB"),
+    (0x0102_1997, "9p"),
+];
+
+/// Why a directory cannot hold a cache.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum GuardError {
+    #[error("the cache directory {path:?} cannot be made: {cause}")]
+    Create { path: PathBuf, cause: Arc<io::Error> },
+    #[error("the cache directory {path:?} cannot be written: {cause}; name another one with --cache-dir")]
+    Write { path: PathBuf, cause: Arc<io::Error> },
+    #[error(
+        "the cache directory {path:?} is on {kind}, where the index (SQLite) is not safe; \
+         name one on a local disk with --cache-dir"
+    )]
+    Network { path: PathBuf, kind: &'static str },
+}
+
+/// Makes the directory (mode 0700) where it is not there, and checks that a cache can live in it.
+///
+/// # Errors
+/// See [`GuardError`].
+pub fn prepare(path: &Path) -> Result<PathBuf, GuardError> {
+    let create_failed = |cause| GuardError::Create {
+        path: path.to_owned(),
+        cause: Arc::new(cause),
+    };
+    let write_failed = |cause| GuardError::Write {
+        path: path.to_owned(),
+        cause: Arc::new(cause),
+    };
+    if !path.is_dir() {
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(path)
+            .map_err(create_failed)?;
+        // The mode of `create` passes through the umask and is that of new parents too, so the last one is set here.
+        fs::set_permissions(path, fs::Permissions::from_mode(0o700)).map_err(create_failed)?;
+    }
+    let path = path.canonicalize().map_err(create_failed)?;
+    let filesystem = rustix::fs::statfs(&path).map_err(|error| write_failed(error.into()))?;
+    let magic = filesystem.f_type as i64;
+    if let Some((_, kind)) = REFUSED.iter().find(|(refused, _)| *refused == magic) {
+        return Err(GuardError::Network { path, kind });
+    }
+    rustix::fs::access(&path, rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK)
+        .map_err(|error| write_failed(error.into()))?;
+    fs::create_dir_all(path.join("data")).map_err(write_failed)?;
+    Ok(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_is_made_private_and_used_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a/cache");
+        let made = prepare(&path).unwrap();
+        assert_eq!(fs::metadata(&made).unwrap().permissions().mode() & 0o777, 0o700);
+        assert_eq!(prepare(&path).unwrap(), made);
+    }
+
+    #[test]
+    fn a_file_is_no_cache_directory() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let error = prepare(file.path()).unwrap_err();
+        assert!(matches!(error, GuardError::Create { .. }));
+        assert!(matches!(prepare(Path::new("/proc/self/nothing")), Err(GuardError::Create { .. })));
+    }
+}

@@ -1,0 +1,488 @@
+use std::{
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, SystemTime},
+};
+
+use bytes::Bytes;
+use rusqlite::{Connection, OptionalExtension, TransactionBehavior, params};
+
+use super::{CacheError, Stats, Usage};
+use crate::{
+    model::{Digest, Manifest, Name, Node},
+    proto,
+};
+
+/// Applied in order; the number of those applied is the schema version (`user_version`).
+const MIGRATIONS: [&str; 1] = [include_str!("../../migrations/0001-first.sql")];
+/// How long a process waits for another one's transaction.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(20);
+/// Connections that are kept for the next reader.
+const KEPT_READERS: usize = 8;
+
+/// Where a chunk lies on disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Location {
+    /// The data file's number.
+    pub(super) file: u64,
+    /// Where in the file it begins, in bytes.
+    pub(super) offset: u64,
+}
+
+/// A row of `files`.
+#[derive(Debug, Clone)]
+pub(super) struct FileRow {
+    pub(super) number: u64,
+    pub(super) length: u64,
+    pub(super) bytes: u64,
+    pub(super) stamp: Option<Vec<u8>>,
+}
+
+/// The cache's `SQLite` database.
+#[derive(Debug)]
+pub(super) struct Index {
+    path: PathBuf,
+    /// Idle connections. The lock is held to take or to return one only.
+    readers: Mutex<Vec<Connection>>,
+}
+
+impl Index {
+    /// Opens the index in `dir` and brings its schema up to date.
+    pub(super) fn open(dir: &Path) -> Result<Self, CacheError> {
+        let index = Self {
+            path: dir.join("index.sqlite"),
+            readers: Mutex::default(),
+        };
+        let mut connection = index.connect()?;
+        index.migrate(&mut connection)?;
+        index.keep(connection);
+        Ok(index)
+    }
+
+    pub(super) fn connect(&self) -> Result<Connection, CacheError> {
+        let open = || {
+            let connection = Connection::open(&self.path)?;
+            connection.busy_timeout(BUSY_TIMEOUT)?;
+            connection.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
+            connection.pragma_update(None, "journal_mode", "WAL")?;
+            // Without a sync per commit, a crash of the machine may lose the last commits but never breaks the index.
+            connection.pragma_update(None, "synchronous", "NORMAL")?;
+            connection.pragma_update(None, "foreign_keys", "ON")?;
+            connection.pragma_update(None, "journal_size_limit", 4 << 20)?;
+            connection.set_prepared_statement_cache_capacity(64);
+            Ok(connection)
+        };
+        open().map_err(|error| self.error(error))
+    }
+
+    fn migrate(&self, connection: &mut Connection) -> Result<(), CacheError> {
+        let version = |connection: &Connection| {
+            connection.pragma_query_value(None, "user_version", |row| row.get::<_, i64>(0))
+        };
+        let known = i64::try_from(MIGRATIONS.len()).unwrap_or(i64::MAX);
+        let found = version(connection).map_err(|error| self.error(error))?;
+        if found > known {
+            return Err(CacheError::NewerSchema {
+                path: self.path.clone(),
+                found,
+                known,
+            });
+        }
+        if found == known {
+            return Ok(());
+        }
+        let mut apply = || {
+            let transaction =
+                connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+            // Another process may have been first.
+            let found = usize::try_from(version(&transaction)?).unwrap_or_default();
+            for migration in MIGRATIONS.iter().skip(found) {
+                transaction.execute_batch(migration)?;
+            }
+            transaction.pragma_update(None, "user_version", known)?;
+            transaction.commit()
+        };
+        apply().map_err(|error| self.error(error))
+    }
+
+    /// Runs a query on a connection of its own. Blocks for as long as the disk does.
+    pub(super) fn read<T>(
+        &self,
+        query: impl FnOnce(&Connection) -> rusqlite::Result<T>,
+    ) -> Result<T, CacheError> {
+        let idle = self
+            .readers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .pop();
+        let connection = match idle {
+            Some(connection) => connection,
+            None => self.connect()?,
+        };
+        let result = query(&connection).map_err(|error| self.error(error));
+        self.keep(connection);
+        result
+    }
+
+    /// Runs `change` in a transaction that has the write lock from its start.
+    pub(super) fn write<T>(
+        &self,
+        connection: &mut Connection,
+        change: impl FnOnce(&Connection) -> rusqlite::Result<T>,
+    ) -> Result<T, CacheError> {
+        let run = || {
+            let transaction =
+                connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+            let result = change(&transaction)?;
+            transaction.commit()?;
+            Ok(result)
+        };
+        run().map_err(|error| self.error(error))
+    }
+
+    /// Bytes of the database and its log.
+    pub(super) fn bytes(&self) -> u64 {
+        ["", "-wal", "-shm"]
+            .into_iter()
+            .filter_map(|suffix| {
+                let mut path = self.path.clone().into_os_string();
+                path.push(suffix);
+                std::fs::metadata(path).ok()
+            })
+            .map(|metadata| metadata.len())
+            .sum()
+    }
+
+    fn keep(&self, connection: Connection) {
+        let mut readers = self.readers.lock().unwrap_or_else(PoisonError::into_inner);
+        if readers.len() < KEPT_READERS {
+            readers.push(connection);
+        }
+    }
+
+    fn error(&self, cause: rusqlite::Error) -> CacheError {
+        CacheError::Index {
+            path: self.path.clone(),
+            cause: Arc::new(cause),
+        }
+    }
+}
+
+/// Seconds since 1970.
+pub(super) fn now() -> u64 {
+    SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs())
+}
+
+/// `SQLite` has signed integers only; what does not fit is refused as if the disk were full.
+pub(super) fn signed(number: u64) -> rusqlite::Result<i64> {
+    i64::try_from(number).map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))
+}
+
+fn unsigned(row: &rusqlite::Row<'_>, column: usize) -> rusqlite::Result<u64> {
+    let number = row.get::<_, i64>(column)?;
+    u64::try_from(number).map_err(|_| rusqlite::Error::IntegralValueOutOfRange(column, number))
+}
+
+/// Where a chunk lies, and its size.
+pub(super) fn chunk(
+    connection: &Connection,
+    digest: Digest,
+) -> rusqlite::Result<Option<(Location, u64)>> {
+    connection
+        .prepare_cached("SELECT file, offset, size FROM chunks WHERE digest = ?")?
+        .query_row([digest.as_bytes()], |row| {
+            let location = Location {
+                file: unsigned(row, 0)?,
+                offset: unsigned(row, 1)?,
+            };
+            Ok((location, unsigned(row, 2)?))
+        })
+        .optional()
+}
+
+pub(super) fn insert_chunk(
+    connection: &Connection,
+    digest: Digest,
+    location: Location,
+    size: u64,
+) -> rusqlite::Result<()> {
+    connection
+        .prepare_cached(
+            "INSERT OR IGNORE INTO chunks (digest, file, offset, size) VALUES (?, ?, ?, ?)",
+        )?
+        .execute(params![
+            digest.as_bytes(),
+            signed(location.file)?,
+            signed(location.offset)?,
+            signed(size)?
+        ])?;
+    Ok(())
+}
+
+/// Forgets a chunk that was found damaged, unless it has moved since.
+pub(super) fn delete_chunk(
+    connection: &Connection,
+    digest: Digest,
+    location: Location,
+) -> rusqlite::Result<()> {
+    connection
+        .prepare_cached("DELETE FROM chunks WHERE digest = ? AND file = ? AND offset = ?")?
+        .execute(params![
+            digest.as_bytes(),
+            signed(location.file)?,
+            signed(location.offset)?
+        ])?;
+    Ok(())
+}
+
+pub(super) fn file(connection: &Connection, number: u64) -> rusqlite::Result<Option<FileRow>> {
+    connection
+        .prepare_cached("SELECT number, length, bytes, stamp FROM files WHERE number = ?")?
+        .query_row([signed(number)?], file_row)
+        .optional()
+}
+
+/// The file that has a blob's natural offsets.
+pub(super) fn blob_file(connection: &Connection, blob: Digest) -> rusqlite::Result<Option<FileRow>> {
+    connection
+        .prepare_cached("SELECT number, length, bytes, stamp FROM files WHERE blob = ?")?
+        .query_row([blob.as_bytes()], file_row)
+        .optional()
+}
+
+/// Segments that have at least `room` bytes left, the fullest first.
+pub(super) fn open_segments(connection: &Connection, room: u64) -> rusqlite::Result<Vec<FileRow>> {
+    connection
+        .prepare_cached(
+            "SELECT number, length, bytes, stamp FROM files \
+             WHERE blob IS NULL AND length - bytes >= ? ORDER BY bytes DESC LIMIT 8",
+        )?
+        .query_map([signed(room)?], file_row)?
+        .collect()
+}
+
+fn file_row(row: &rusqlite::Row<'_>) -> rusqlite::Result<FileRow> {
+    Ok(FileRow {
+        number: unsigned(row, 0)?,
+        length: unsigned(row, 1)?,
+        bytes: unsigned(row, 2)?,
+        stamp: row.get(3)?,
+    })
+}
+
+/// Bytes of committed chunks in a file.
+pub(super) fn chunk_bytes(connection: &Connection, number: u64) -> rusqlite::Result<u64> {
+    connection
+        .prepare_cached("SELECT coalesce(sum(size), 0) FROM chunks WHERE file = ?")?
+        .query_row([signed(number)?], |row| unsigned(row, 0))
+}
+
+pub(super) fn manifest(
+    connection: &Connection,
+    blob: Digest,
+) -> rusqlite::Result<Option<Manifest>> {
+    let bytes: Option<Vec<u8>> = connection
+        .prepare_cached("SELECT manifest FROM blobs WHERE digest = ?")?
+        .query_row([blob.as_bytes()], |row| row.get(0))
+        .optional()?;
+    // One that cannot be decoded is fetched again.
+    Ok(bytes.and_then(|bytes| proto::decode_manifest(&bytes).ok().flatten()))
+}
+
+pub(super) fn insert_manifest(
+    connection: &Connection,
+    blob: Digest,
+    manifest: &Manifest,
+) -> rusqlite::Result<()> {
+    connection
+        .prepare_cached("INSERT OR REPLACE INTO blobs (digest, manifest) VALUES (?, ?)")?
+        .execute(params![blob.as_bytes(), proto::encode_manifest(manifest)])?;
+    Ok(())
+}
+
+/// A directory's encoding, not verified.
+pub(super) fn directory(
+    connection: &Connection,
+    digest: Digest,
+) -> rusqlite::Result<Option<Bytes>> {
+    let bytes: Option<Vec<u8>> = connection
+        .prepare_cached("SELECT encoded FROM directories WHERE digest = ?")?
+        .query_row([digest.as_bytes()], |row| row.get(0))
+        .optional()?;
+    Ok(bytes.map(Bytes::from))
+}
+
+pub(super) fn insert_directory(
+    connection: &Connection,
+    digest: Digest,
+    encoded: &[u8],
+) -> rusqlite::Result<()> {
+    connection
+        .prepare_cached("INSERT OR REPLACE INTO directories (digest, encoded) VALUES (?, ?)")?
+        .execute(params![digest.as_bytes(), encoded])?;
+    Ok(())
+}
+
+pub(super) fn name(connection: &Connection, name: &Name) -> rusqlite::Result<Option<Node>> {
+    let bytes: Option<Vec<u8>> = connection
+        .prepare_cached("SELECT node FROM names WHERE name = ?")?
+        .query_row([&name.as_bytes()[..]], |row| row.get(0))
+        .optional()?;
+    Ok(bytes.and_then(node_from).map(|(_, node)| node))
+}
+
+pub(super) fn names(connection: &Connection) -> rusqlite::Result<Vec<(Name, Node)>> {
+    connection
+        .prepare_cached("SELECT node FROM names ORDER BY name")?
+        .query_map([], |row| row.get(0))?
+        .filter_map(|bytes| bytes.map(node_from).transpose())
+        .collect()
+}
+
+fn node_from(bytes: Vec<u8>) -> Option<(Name, Node)> {
+    proto::decode_node(&Bytes::from(bytes)).ok()
+}
+
+pub(super) fn insert_name(
+    connection: &Connection,
+    name: &Name,
+    node: &Node,
+) -> rusqlite::Result<()> {
+    connection
+        .prepare_cached("INSERT OR REPLACE INTO names (name, node) VALUES (?, ?)")?
+        .execute(params![
+            &name.as_bytes()[..],
+            proto::encode_node(name, node)
+        ])?;
+    Ok(())
+}
+
+pub(super) fn delete_name(connection: &Connection, name: &Name) -> rusqlite::Result<()> {
+    connection
+        .prepare_cached("DELETE FROM names WHERE name = ?")?
+        .execute([&name.as_bytes()[..]])?;
+    Ok(())
+}
+
+pub(super) fn meta(connection: &Connection, key: &str) -> rusqlite::Result<Option<u64>> {
+    connection
+        .prepare_cached("SELECT value FROM meta WHERE key = ?")?
+        .query_row([key], |row| unsigned(row, 0))
+        .optional()
+}
+
+pub(super) fn set_meta(connection: &Connection, key: &str, value: u64) -> rusqlite::Result<()> {
+    connection
+        .prepare_cached("INSERT OR REPLACE INTO meta (key, value) VALUES (?, ?)")?
+        .execute(params![key, signed(value)?])?;
+    Ok(())
+}
+
+/// Bytes of all data files, written or reserved.
+pub(super) fn data_bytes(connection: &Connection) -> rusqlite::Result<u64> {
+    connection
+        .prepare_cached("SELECT coalesce(sum(bytes), 0) FROM files")?
+        .query_row([], |row| unsigned(row, 0))
+}
+
+/// Adds what was counted since `last`, which is brought up to date.
+pub(super) fn add_counters(
+    connection: &Connection,
+    stats: &Stats,
+    last: &mut [u64],
+) -> rusqlite::Result<()> {
+    for ((name, value), last) in stats.iter().zip(last) {
+        let new = value.saturating_sub(*last);
+        if new > 0 {
+            connection
+                .prepare_cached(
+                    "INSERT INTO counters (name, value) VALUES (?, ?) \
+                     ON CONFLICT (name) DO UPDATE SET value = value + excluded.value",
+                )?
+                .execute(params![name, signed(new)?])?;
+            *last = value;
+        }
+    }
+    Ok(())
+}
+
+/// Sums over all processes that ever used the cache.
+pub(super) fn counters(connection: &Connection) -> rusqlite::Result<Vec<(String, u64)>> {
+    connection
+        .prepare_cached("SELECT name, value FROM counters ORDER BY name")?
+        .query_map([], |row| Ok((row.get(0)?, unsigned(row, 1)?)))?
+        .collect()
+}
+
+/// What the index itself knows of [`Usage`].
+pub(super) fn usage(connection: &Connection) -> rusqlite::Result<Usage> {
+    let count = |table: &str| {
+        connection.query_row(&format!("SELECT count(*) FROM {table}"), [], |row| {
+            unsigned(row, 0)
+        })
+    };
+    Ok(Usage {
+        data_bytes: data_bytes(connection)?,
+        files: count("files")?,
+        chunks: count("chunks")?,
+        directories: count("directories")?,
+        ..Usage::default()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_newer_schema_is_refused_and_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let index = Index::open(dir.path()).unwrap();
+        index
+            .read(|connection| connection.pragma_update(None, "user_version", 99))
+            .unwrap();
+        drop(index);
+        let error = Index::open(dir.path()).unwrap_err();
+        assert!(matches!(error, CacheError::NewerSchema { found: 99, .. }));
+        assert!(error.to_string().contains("upgrade castore"));
+    }
+
+    #[test]
+    fn what_is_no_database_is_an_error() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("index.sqlite"), vec![b'x'; 8192]).unwrap();
+        assert!(matches!(
+            Index::open(dir.path()),
+            Err(CacheError::Index { .. })
+        ));
+    }
+
+    #[test]
+    fn rows_read_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let index = Index::open(dir.path()).unwrap();
+        let mut writer = index.connect().unwrap();
+        let blob = Digest::of(b"blob");
+        let manifest = Manifest::new([(Digest::of(b"a"), 1), (Digest::of(b"b"), 2)]).unwrap();
+        let name_a = Name::new(vec![0xff, b'a']).unwrap();
+        let node = Node::File {
+            digest: blob,
+            size: 3,
+            executable: true,
+        };
+        index
+            .write(&mut writer, |connection| {
+                insert_manifest(connection, blob, &manifest)?;
+                insert_name(connection, &name_a, &node)?;
+                set_meta(connection, "quota", 5)
+            })
+            .unwrap();
+        let got = index.read(|connection| super::manifest(connection, blob));
+        assert_eq!(got.unwrap(), Some(manifest));
+        assert_eq!(index.read(names).unwrap(), [(name_a, node)]);
+        let quota = index.read(|connection| meta(connection, "quota"));
+        assert_eq!(quota.unwrap(), Some(5));
+    }
+}

@@ -1,0 +1,64 @@
+use std::sync::Arc;
+
+use bytes::Bytes;
+use moka::sync::Cache;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use super::Blob;
+use crate::model::{Digest, Directory};
+
+/// Bytes of one permit of the budget: a semaphore counts in `u32`.
+const PERMIT: u64 = 1 << 10;
+
+/// The memory tier: finished values only, bounded in bytes, and the budget for bytes in flight.
+#[derive(Debug)]
+pub(super) struct Memory {
+    pub(super) chunks: Cache<Digest, Bytes>,
+    pub(super) directories: Cache<Digest, Arc<Directory>>,
+    /// By digest and size: a tree that lies about a blob's size must not concern one that does not.
+    pub(super) blobs: Cache<(Digest, u64), Arc<Blob>>,
+    /// For bytes that are being fetched or wait for the disk writer.
+    in_flight: Arc<Semaphore>,
+    permits: u32,
+}
+
+impl Memory {
+    /// Shares out `bytes`: a quarter each to chunks, directories, blobs and what is in flight.
+    pub(super) fn new(bytes: u64) -> Self {
+        let quarter = bytes / 4;
+        let permits = u32::try_from((quarter / PERMIT).max(1)).unwrap_or(u32::MAX >> 4);
+        Self {
+            chunks: Cache::builder()
+                .max_capacity(quarter)
+                .weigher(|_, bytes: &Bytes| weight(bytes.len()))
+                .build(),
+            directories: Cache::builder()
+                .max_capacity(quarter)
+                .weigher(|_, directory: &Arc<Directory>| {
+                    // An entry's name and node, and what they refer to.
+                    weight(directory.entries().len() * 160)
+                })
+                .build(),
+            blobs: Cache::builder()
+                .max_capacity(quarter)
+                .weigher(|_, blob: &Arc<Blob>| blob.weight())
+                .build(),
+            in_flight: Arc::new(Semaphore::new(permits as usize)),
+            permits,
+        }
+    }
+
+    /// Waits until `bytes` more may be in flight. Something larger than the whole budget may be, alone.
+    pub(super) async fn reserve(&self, bytes: u64) -> Option<OwnedSemaphorePermit> {
+        let permits = u32::try_from(bytes.div_ceil(PERMIT)).unwrap_or(u32::MAX);
+        Arc::clone(&self.in_flight)
+            .acquire_many_owned(permits.min(self.permits))
+            .await
+            .ok()
+    }
+}
+
+fn weight(bytes: usize) -> u32 {
+    // The digest, the entry and the bookkeeping of moka.
+    u32::try_from(bytes + 200).unwrap_or(u32::MAX)
+}

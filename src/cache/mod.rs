@@ -1,0 +1,38 @@
+//! The two-tier cache: values in memory (moka) over a chunk store on disk (mapped data files, indexed in `SQLite`), over
+//! the remotes.
+//!
+//! - [`Cache`]: the way in; what is at hand is answered at once (`at_hand`), the rest is fetched (`fetch`)
+//! - `config`, `guard`: what a cache is told, and which directories can be one
+//! - `memory`: the memory tier and its budget
+//! - `index`: `SQLite` and its schema
+//! - `data_file`, `open_files`, `stamp`: mapped files, and which of their bytes are known to be right
+//! - `writer`, `space`: the one thread that writes, and the room it makes
+//! - `blob`: a blob's manifest and where its chunks lie
+//! - `flights`: one task per missing object, whatever the number of its waiters
+//! - `fetch`, `closure`: bringing and verifying what is missing
+//! - `stats`: what was hit, missed and found damaged
+
+mod blob;
+mod closure;
+mod config;
+mod data_file;
+mod error;
+mod fetch;
+mod flights;
+mod guard;
+mod index;
+mod memory;
+mod open_files;
+mod space;
+mod stamp;
+mod stats;
+mod store;
+mod writer;
+
+pub use blob::{Blob, ChunkData, Slice};
+pub use config::{Config, Quota, QuotaError, default_memory, machine_memory};
+pub use data_file::DataFile;
+pub use error::CacheError;
+pub use fetch::Cache;
+pub use guard::{GuardError, prepare};
+pub use stats::{Counter, Stats, Usage};

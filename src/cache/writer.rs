@@ -1,0 +1,722 @@
+use std::{
+    collections::{HashMap, HashSet},
+    fs::File,
+    io,
+    os::unix::fs::{FileExt, OpenOptionsExt},
+    sync::{Arc, mpsc},
+    time::{Duration, Instant},
+};
+
+use rusqlite::{Connection, params};
+
+use super::{
+    CacheError, Counter, DataFile,
+    index::{self, FileRow, Location},
+    space::{self, Room, Victim},
+    store::{Command, NewChunk, Pending, Store, sync_directory},
+};
+use crate::model::Digest;
+
+/// Chunks are synced and committed at the latest after this time …
+const COMMIT_AFTER: Duration = Duration::from_millis(500);
+/// … or this many bytes.
+const COMMIT_BYTES: u64 = 64 << 20;
+/// Counters and last uses are stored this often.
+const HOUSEKEEPING: Duration = Duration::from_secs(5);
+/// After the disk failed or was full, nothing is written for this time.
+const PAUSE: Duration = Duration::from_secs(5);
+/// Commands that are looked at together.
+const MAX_BATCH: usize = 512;
+
+/// The one thread of a process that writes to the cache directory.
+///
+/// A chunk passes three points: its room is reserved in the index (which may evict), its bytes are written and can be
+/// read from the mapping by this process, and after a sync a row of the index names it.
+pub(super) struct Writer {
+    store: Arc<Store>,
+    connection: Connection,
+    /// The segment that this process appends to. It holds the lock of the file.
+    segment: Option<Segment>,
+    /// Blob files that this process writes to, locked, until the next commit.
+    blob_files: HashMap<Digest, OpenForWriting>,
+    /// Written, not committed.
+    uncommitted: Vec<(Digest, Location, u64)>,
+    uncommitted_bytes: u64,
+    oldest: Option<Instant>,
+    /// Files that were written to since the last commit.
+    unsynced: HashMap<u64, Arc<DataFile>>,
+    new_files: bool,
+    counted: Vec<u64>,
+    paused_until: Option<Instant>,
+    housekeeping_at: Instant,
+}
+
+struct Segment {
+    number: u64,
+    length: u64,
+    open: OpenForWriting,
+}
+
+/// A file, and the lock on it: at most one process writes to a data file at a time.
+struct OpenForWriting {
+    file: Arc<DataFile>,
+    _lock: File,
+}
+
+/// Where a chunk of a batch goes.
+struct Planned {
+    chunk: NewChunk,
+    target: Target,
+    offset: u64,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+enum Target {
+    Segment(u64),
+    Blob(Digest),
+}
+
+/// What a reservation decided; carried out once its transaction is committed.
+#[derive(Default)]
+struct Plan {
+    chunks: Vec<Planned>,
+    /// Rows that were made, to be made files.
+    made: Vec<(FileRow, Target)>,
+    victims: Vec<Victim>,
+}
+
+impl Writer {
+    pub(super) fn new(store: Arc<Store>) -> Result<Self, CacheError> {
+        let connection = store.index.connect()?;
+        Ok(Self {
+            counted: vec![0; store.stats.iter().count()],
+            store,
+            connection,
+            segment: None,
+            blob_files: HashMap::new(),
+            uncommitted: Vec::new(),
+            uncommitted_bytes: 0,
+            oldest: None,
+            unsynced: HashMap::new(),
+            new_files: false,
+            paused_until: None,
+            housekeeping_at: Instant::now(),
+        })
+    }
+
+    /// Runs until [`Command::Stop`] or until nobody can send any more.
+    pub(super) fn run(mut self, commands: &mpsc::Receiver<Command>) {
+        self.remove_orphans();
+        loop {
+            let now = Instant::now();
+            let deadline = self
+                .oldest
+                .map_or(self.housekeeping_at, |oldest| {
+                    (oldest + COMMIT_AFTER).min(self.housekeeping_at)
+                });
+            match commands.recv_timeout(deadline.saturating_duration_since(now)) {
+                Ok(first) => {
+                    let mut batch = vec![first];
+                    while batch.len() < MAX_BATCH
+                        && let Ok(command) = commands.try_recv()
+                    {
+                        batch.push(command);
+                    }
+                    if !self.batch(batch) {
+                        break;
+                    }
+                }
+                Err(mpsc::RecvTimeoutError::Timeout) => {}
+                Err(mpsc::RecvTimeoutError::Disconnected) => break,
+            }
+            let due = self.oldest.is_some_and(|oldest| oldest.elapsed() >= COMMIT_AFTER);
+            if due || self.uncommitted_bytes >= COMMIT_BYTES {
+                self.commit();
+            }
+            if Instant::now() >= self.housekeeping_at {
+                self.housekeeping();
+            }
+        }
+        self.commit();
+        self.housekeeping();
+    }
+
+    /// Whether to go on.
+    fn batch(&mut self, batch: Vec<Command>) -> bool {
+        let (mut chunks, mut rows, mut acks, mut syncs) = (vec![], vec![], vec![], vec![]);
+        let mut go_on = true;
+        for command in batch {
+            match command {
+                Command::Chunk(chunk) => chunks.push(chunk),
+                Command::Directories(directories, done) => {
+                    rows.push(Row::Directories(directories));
+                    acks.push(done);
+                }
+                Command::Manifest(blob, manifest) => rows.push(Row::Manifest(blob, manifest)),
+                Command::Name(name, node) => rows.push(Row::Name(name, node)),
+                Command::ForgetName(name) => rows.push(Row::ForgetName(name)),
+                Command::Damaged(digest, location) => {
+                    rows.push(Row::Damaged(digest, location));
+                }
+                Command::Verified(file) => self.note_verified(&file),
+                Command::Broken(number) => self.remove_broken(number),
+                Command::Sync(done) => syncs.push(done),
+                Command::Stop => go_on = false,
+            }
+        }
+        if !rows.is_empty() {
+            let written = self.store.index.write(&mut self.connection, |connection| {
+                rows.iter().try_for_each(|row| row.write(connection))
+            });
+            if let Err(error) = written {
+                tracing::warn!(%error, "not written to the index");
+            }
+        }
+        for ack in acks {
+            let _ = ack.send(());
+        }
+        if !chunks.is_empty() {
+            self.chunks(chunks);
+        }
+        if !syncs.is_empty() {
+            self.commit();
+            for sync in syncs {
+                let _ = sync.send(());
+            }
+        }
+        go_on
+    }
+
+    fn chunks(&mut self, chunks: Vec<NewChunk>) {
+        let mut left = self.new_ones(chunks);
+        if self.paused_until.is_some_and(|until| Instant::now() < until) {
+            self.give_up(left);
+            return;
+        }
+        self.paused_until = None;
+        while !left.is_empty() {
+            let plan = match self.reserve(&mut left) {
+                Ok(Some(plan)) => plan,
+                Ok(None) => {
+                    tracing::warn!(
+                        dir = ?self.store.dir,
+                        "no room for the cache (see --cache-size and --min-free); reading goes on without it"
+                    );
+                    self.pause();
+                    self.give_up(left);
+                    return;
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "no room can be reserved; reading goes on without the cache");
+                    self.pause();
+                    self.give_up(left);
+                    return;
+                }
+            };
+            self.remove(&plan.victims);
+            self.write(plan);
+        }
+    }
+
+    /// Leaves out what another fetch or another process has written meanwhile.
+    fn new_ones(&self, chunks: Vec<NewChunk>) -> Vec<NewChunk> {
+        let mut seen = HashSet::new();
+        let mut new = Vec::with_capacity(chunks.len());
+        for chunk in chunks {
+            let known = match self.store.pending(chunk.digest) {
+                Some(Pending::Written(location)) => Some(location),
+                Some(Pending::Queued(_)) | None => index::chunk(&self.connection, chunk.digest)
+                    .ok()
+                    .flatten()
+                    .map(|(location, _)| location),
+            };
+            if let Some(location) = known {
+                chunk.blob.set_place(chunk.position, Some(location));
+                if matches!(self.store.pending(chunk.digest), Some(Pending::Queued(_))) {
+                    self.store.remove_pending(chunk.digest);
+                }
+            } else if seen.insert(chunk.digest) {
+                new.push(chunk);
+            }
+        }
+        new
+    }
+
+    /// Reserves room for as many of the chunks as go into one batch and takes those out of `left`; `None` when there is
+    /// no room.
+    fn reserve(&mut self, left: &mut Vec<NewChunk>) -> Result<Option<Plan>, CacheError> {
+        let store = Arc::clone(&self.store);
+        let segment = self.segment.as_ref().map(|s| (s.number, s.length));
+        let blob_files = self.blob_files.values();
+        let locked = blob_files.map(|open| open.file.number()).collect();
+        let mut taken = 0;
+        let result = store.index.write(&mut self.connection, |connection| {
+            let room = Room::now(&store, connection)?;
+            let mut need = 0;
+            while let Some(chunk) = left.get(taken) {
+                let size = chunk.bytes.len() as u64;
+                if taken > 0 && need + size > room.batch() {
+                    break;
+                }
+                need += size;
+                taken += 1;
+            }
+            let uses = || store.files.uses();
+            let Some(victims) = space::make_room(connection, &room, need, uses)? else {
+                return Ok(None);
+            };
+            let mut plan = Places {
+                connection,
+                store: &store,
+                room,
+                segment,
+                locked,
+                made: Vec::new(),
+            };
+            let places = left
+                .iter()
+                .take(taken)
+                .map(|chunk| plan.place(chunk))
+                .collect::<rusqlite::Result<Vec<_>>>()?;
+            Ok(Some((places, plan.made, victims)))
+        })?;
+        let Some((places, made, victims)) = result else {
+            return Ok(None);
+        };
+        let chunks = left
+            .drain(..taken)
+            .zip(places)
+            .map(|(chunk, (target, offset))| Planned {
+                chunk,
+                target,
+                offset,
+            })
+            .collect();
+        Ok(Some(Plan {
+            chunks,
+            made,
+            victims,
+        }))
+    }
+
+    fn write(&mut self, plan: Plan) {
+        for (row, target) in plan.made {
+            if let Err(error) = self.make_file(&row, target) {
+                tracing::warn!(path = ?self.store.files.path(row.number), %error, "no data file");
+                self.pause();
+            }
+        }
+        let mut by_target: HashMap<Target, Vec<Planned>> = HashMap::new();
+        for planned in plan.chunks {
+            by_target.entry(planned.target).or_default().push(planned);
+        }
+        for (target, planned) in by_target {
+            let file = match target {
+                Target::Segment(number) => self
+                    .segment
+                    .as_ref()
+                    .filter(|segment| segment.number == number)
+                    .map(|segment| Arc::clone(&segment.open.file))
+                    .or_else(|| self.adopt_segment(number)),
+                Target::Blob(blob) => self.open_blob_file(blob),
+            };
+            let gone = io::Error::from(io::ErrorKind::NotFound);
+            let written = file.ok_or(gone).and_then(|file| {
+                file.begin_writing()?;
+                Ok(file)
+            });
+            match written {
+                Ok(file) => self.write_to(&file, planned),
+                Err(error) => {
+                    tracing::debug!(%error, "the data file went away");
+                    self.give_up(planned.into_iter().map(|planned| planned.chunk).collect());
+                }
+            }
+        }
+    }
+
+    fn write_to(&mut self, file: &Arc<DataFile>, planned: Vec<Planned>) {
+        let mut written = Vec::with_capacity(planned.len());
+        let mut failed = Vec::new();
+        for Planned { chunk, offset, .. } in planned {
+            match file.file().write_all_at(&chunk.bytes, offset) {
+                Ok(()) => written.push((chunk, offset)),
+                Err(error) => {
+                    tracing::warn!(path = ?self.store.files.path(file.number()), %error,
+                        "a chunk could not be written; reading goes on without the cache");
+                    self.pause();
+                    failed.push(chunk);
+                }
+            }
+        }
+        file.end_writing(
+            written
+                .iter()
+                .map(|(chunk, offset)| (*offset, chunk.bytes.len() as u64)),
+        );
+        file.touch(index::now());
+        for (chunk, offset) in written {
+            let location = Location {
+                file: file.number(),
+                offset,
+            };
+            let size = chunk.bytes.len() as u64;
+            chunk.blob.set_place(chunk.position, Some(location));
+            self.store
+                .set_pending(chunk.digest, Pending::Written(location));
+            self.uncommitted.push((chunk.digest, location, size));
+            self.uncommitted_bytes += size;
+            self.store.stats.add(Counter::WrittenBytes, size);
+        }
+        self.oldest.get_or_insert_with(Instant::now);
+        self.unsynced.insert(file.number(), Arc::clone(file));
+        self.give_up(failed);
+    }
+
+    fn make_file(&mut self, row: &FileRow, target: Target) -> io::Result<()> {
+        let path = self.store.files.path(row.number);
+        let made = File::options()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(path)?;
+        made.set_len(row.length)?;
+        self.new_files = true;
+        let open = self.open_for_writing(row)?.ok_or(io::ErrorKind::WouldBlock)?;
+        // Nothing is in it but what this process will write.
+        open.file.trust_all();
+        match target {
+            Target::Segment(_) => {
+                self.segment = Some(Segment {
+                    number: row.number,
+                    length: row.length,
+                    open,
+                });
+            }
+            Target::Blob(blob) => {
+                self.blob_files.insert(blob, open);
+            }
+        }
+        Ok(())
+    }
+
+    /// `None` when another process writes to it.
+    fn open_for_writing(&self, row: &FileRow) -> io::Result<Option<OpenForWriting>> {
+        let lock = File::open(self.store.files.path(row.number))?;
+        let operation = rustix::fs::FlockOperation::NonBlockingLockExclusive;
+        match rustix::fs::flock(&lock, operation) {
+            Ok(()) => Ok(Some(OpenForWriting {
+                file: self.store.files.open(row, true)?,
+                _lock: lock,
+            })),
+            Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn adopt_segment(&mut self, number: u64) -> Option<Arc<DataFile>> {
+        let row = index::file(&self.connection, number).ok()??;
+        let open = self.open_for_writing(&row).ok()??;
+        let file = Arc::clone(&open.file);
+        self.segment = Some(Segment {
+            number,
+            length: row.length,
+            open,
+        });
+        Some(file)
+    }
+
+    fn open_blob_file(&mut self, blob: Digest) -> Option<Arc<DataFile>> {
+        if let Some(open) = self.blob_files.get(&blob) {
+            return Some(Arc::clone(&open.file));
+        }
+        let row = index::blob_file(&self.connection, blob).ok()??;
+        let open = self.open_for_writing(&row).ok()??;
+        let file = Arc::clone(&open.file);
+        self.blob_files.insert(blob, open);
+        Some(file)
+    }
+
+    /// Syncs what was written and names it in the index.
+    fn commit(&mut self) {
+        self.oldest = None;
+        self.uncommitted_bytes = 0;
+        let uncommitted = std::mem::take(&mut self.uncommitted);
+        let unsynced = std::mem::take(&mut self.unsynced);
+        self.blob_files.clear();
+        let mut synced = HashMap::new();
+        for (number, file) in unsynced {
+            match file.file().sync_data() {
+                Ok(()) => {
+                    synced.insert(number, file);
+                }
+                Err(error) => {
+                    // What the kernel has of it may not be what the disk has, so it is verified before it is served.
+                    tracing::warn!(path = ?self.store.files.path(number), %error, "sync failed");
+                    file.distrust();
+                    self.pause();
+                }
+            }
+        }
+        if std::mem::take(&mut self.new_files)
+            && let Err(error) = sync_directory(self.store.files.dir())
+        {
+            tracing::warn!(%error, "the directory of the data files cannot be synced");
+            synced.clear();
+        }
+        let committed = self.store.index.write(&mut self.connection, |connection| {
+            let mut there = HashSet::new();
+            for (number, file) in &synced {
+                // Another process may have evicted the file.
+                if index::file(connection, *number)?.is_some() {
+                    there.insert(*number);
+                    connection
+                        .prepare_cached("UPDATE files SET stamp = ? WHERE number = ?")?
+                        .execute(params![file.stamp(), index::signed(*number)?])?;
+                }
+            }
+            for (digest, location, size) in &uncommitted {
+                if there.contains(&location.file) {
+                    index::insert_chunk(connection, *digest, *location, *size)?;
+                }
+            }
+            Ok(())
+        });
+        if let Err(error) = committed {
+            tracing::warn!(%error, "written chunks could not be named in the index");
+        }
+        for (digest, ..) in uncommitted {
+            self.store.remove_pending(digest);
+        }
+    }
+
+    fn housekeeping(&mut self) {
+        self.housekeeping_at = Instant::now() + HOUSEKEEPING;
+        let store = Arc::clone(&self.store);
+        let counted = &mut self.counted;
+        let result = store.index.write(&mut self.connection, |connection| {
+            index::add_counters(connection, &store.stats, counted)?;
+            space::touch(connection, &store.files.uses())?;
+            let room = Room::now(&store, connection)?;
+            if store.index.bytes() > room.quota / 2 {
+                // All of it can be fetched again, and chunks are worth more.
+                connection.execute_batch("DELETE FROM directories; DELETE FROM blobs;")?;
+            }
+            // The quota may have been lowered.
+            Ok(space::make_room(connection, &room, 0, Vec::new)?.unwrap_or_default())
+        });
+        match result {
+            Ok(victims) => self.remove(&victims),
+            Err(error) => tracing::warn!(%error, "the housekeeping of the cache failed"),
+        }
+        let _ = self.connection.execute_batch("PRAGMA incremental_vacuum(1000)");
+    }
+
+    /// Unlinks files whose rows are gone.
+    fn remove(&mut self, victims: &[Victim]) {
+        for victim in victims {
+            if self.segment.as_ref().is_some_and(|s| s.number == victim.number) {
+                self.segment = None;
+            }
+            self.blob_files.retain(|_, open| open.file.number() != victim.number);
+            self.store.files.remove(victim.number);
+            self.store.stats.add(Counter::EvictedBytes, victim.bytes);
+            self.unlink(victim.number);
+        }
+        // What was written to them and not committed must not be found any more.
+        let gone: HashSet<u64> = victims.iter().map(|victim| victim.number).collect();
+        let store = &self.store;
+        self.uncommitted.retain(|(digest, location, _)| {
+            let there = !gone.contains(&location.file);
+            if !there {
+                store.remove_pending(*digest);
+            }
+            there
+        });
+        self.unsynced.retain(|number, _| !gone.contains(number));
+    }
+
+    fn unlink(&self, number: u64) {
+        let path = self.store.files.path(number);
+        match std::fs::remove_file(&path) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => tracing::warn!(?path, %error, "cannot be removed"),
+        }
+    }
+
+    /// Removes data files that no row names: what a crash between the two left behind.
+    fn remove_orphans(&self) {
+        let names = std::fs::read_dir(self.store.files.dir());
+        for entry in names.into_iter().flatten().flatten() {
+            let name = entry.file_name();
+            let number = name.to_str().and_then(|name| u64::from_str_radix(name, 16).ok());
+            // A row is always there before its file, so a file that was listed and has none is nobody's.
+            if let Some(number) = number
+                && matches!(index::file(&self.connection, number), Ok(None))
+            {
+                tracing::info!(path = ?entry.path(), "removing a data file that nothing names");
+                self.unlink(number);
+            }
+        }
+    }
+
+    /// Stores the stamp of a file all of whose chunks have been verified.
+    fn note_verified(&mut self, file: &Arc<DataFile>) {
+        let Some(verified) = file.verified_bytes() else {
+            return;
+        };
+        let number = file.number();
+        let result = self.store.index.write(&mut self.connection, |connection| {
+            if index::chunk_bytes(connection, number)? <= verified {
+                file.trust_all();
+                connection
+                    .prepare_cached("UPDATE files SET stamp = ? WHERE number = ?")?
+                    .execute(params![file.stamp(), index::signed(number)?])?;
+            }
+            Ok(())
+        });
+        if let Err(error) = result {
+            tracing::debug!(%error, "a stamp could not be stored");
+        }
+    }
+
+    /// Forgets a row whose file is missing or has the wrong length.
+    fn remove_broken(&mut self, number: u64) {
+        let path = self.store.files.path(number);
+        tracing::warn!(?path, "the data file is missing or damaged; its chunks will be fetched again");
+        let result = self.store.index.write(&mut self.connection, |connection| {
+            space::delete_file(connection, number)
+        });
+        match result {
+            Ok(()) => self.remove(&[Victim { number, bytes: 0 }]),
+            Err(error) => tracing::warn!(%error, "not written to the index"),
+        }
+    }
+
+    fn pause(&mut self) {
+        self.paused_until = Some(Instant::now() + PAUSE);
+    }
+
+    fn give_up(&self, chunks: Vec<NewChunk>) {
+        self.store
+            .stats
+            .add(Counter::Unwritten, chunks.len() as u64);
+        for chunk in chunks {
+            self.store.remove_pending(chunk.digest);
+        }
+    }
+}
+
+/// Finds a place for each chunk of a batch, within the transaction that reserves it.
+struct Places<'a> {
+    connection: &'a Connection,
+    store: &'a Store,
+    room: Room,
+    /// Number and length of the segment in use.
+    segment: Option<(u64, u64)>,
+    /// Blob files that this process has locked.
+    locked: HashSet<u64>,
+    made: Vec<(FileRow, Target)>,
+}
+
+impl Places<'_> {
+    fn place(&mut self, chunk: &NewChunk) -> rusqlite::Result<(Target, u64)> {
+        let size = chunk.bytes.len() as u64;
+        let blob = chunk.blob.as_ref();
+        if self.room.has_blob_file(blob.manifest().size())
+            && let Some(at) = blob.chunk(chunk.position)
+            && let Some(number) = self.blob_file(blob.digest(), blob.manifest().size())?
+        {
+            self.add_bytes(number, size)?;
+            return Ok((Target::Blob(blob.digest()), at.offset));
+        }
+        if let Some((number, length)) = self.segment
+            && let Some(row) = index::file(self.connection, number)?
+            && row.bytes + size <= length
+        {
+            self.add_bytes(number, size)?;
+            return Ok((Target::Segment(number), row.bytes));
+        }
+        for row in index::open_segments(self.connection, size)? {
+            // Only where no process appends; the lock is taken again when the file is opened.
+            if !self.is_locked(row.number) {
+                self.segment = Some((row.number, row.length));
+                self.add_bytes(row.number, size)?;
+                return Ok((Target::Segment(row.number), row.bytes));
+            }
+        }
+        let row = self.make(None, self.room.segment_length(size))?;
+        let target = Target::Segment(row.number);
+        self.segment = Some((row.number, row.length));
+        self.add_bytes(row.number, size)?;
+        self.made.push((row, target));
+        Ok((target, 0))
+    }
+
+    /// The number of a blob's file, made if there is none; `None` when another process writes to it.
+    fn blob_file(&mut self, blob: Digest, size: u64) -> rusqlite::Result<Option<u64>> {
+        if let Some(row) = index::blob_file(self.connection, blob)? {
+            let made = self.made.iter().any(|(made, _)| made.number == row.number);
+            let ours = made || self.locked.contains(&row.number);
+            return Ok((ours || !self.is_locked(row.number)).then_some(row.number));
+        }
+        let row = self.make(Some(blob), size)?;
+        let number = row.number;
+        self.made.push((row, Target::Blob(blob)));
+        Ok(Some(number))
+    }
+
+    fn make(&self, blob: Option<Digest>, length: u64) -> rusqlite::Result<FileRow> {
+        self.connection
+            .prepare_cached("INSERT INTO files (blob, length, bytes, used_at) VALUES (?, ?, 0, ?)")?
+            .execute(params![
+                blob.as_ref().map(Digest::as_bytes),
+                index::signed(length)?,
+                index::signed(index::now())?
+            ])?;
+        Ok(FileRow {
+            number: self.connection.last_insert_rowid().unsigned_abs(),
+            length,
+            bytes: 0,
+            stamp: None,
+        })
+    }
+
+    fn add_bytes(&self, number: u64, size: u64) -> rusqlite::Result<()> {
+        self.connection
+            .prepare_cached("UPDATE files SET bytes = bytes + ? WHERE number = ?")?
+            .execute(params![index::signed(size)?, index::signed(number)?])?;
+        Ok(())
+    }
+
+    fn is_locked(&self, number: u64) -> bool {
+        let Ok(file) = File::open(self.store.files.path(number)) else {
+            return true;
+        };
+        rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_err()
+    }
+}
+
+/// A change of the index that goes with no data file.
+enum Row {
+    Directories(Vec<(Digest, bytes::Bytes)>),
+    Manifest(Digest, crate::model::Manifest),
+    Name(crate::model::Name, crate::model::Node),
+    ForgetName(crate::model::Name),
+    Damaged(Digest, Location),
+}
+
+impl Row {
+    fn write(&self, connection: &Connection) -> rusqlite::Result<()> {
+        match self {
+            Self::Directories(directories) => directories
+                .iter()
+                .try_for_each(|(digest, bytes)| index::insert_directory(connection, *digest, bytes)),
+            Self::Manifest(blob, manifest) => index::insert_manifest(connection, *blob, manifest),
+            Self::Name(name, node) => index::insert_name(connection, name, node),
+            Self::ForgetName(name) => index::delete_name(connection, name),
+            Self::Damaged(digest, location) => index::delete_chunk(connection, *digest, *location),
+        }
+    }
+}

@@ -1,0 +1,89 @@
+use std::{
+    env,
+    fs::{File, OpenOptions},
+    io::{Read, Write},
+    os::unix::{fs::OpenOptionsExt, process::CommandExt},
+    path::Path,
+    process::{Command, Stdio},
+};
+
+use anyhow::{Context, bail};
+
+/// Set for the process that goes to the background.
+const VARIABLE: &str = "CASTORE_BACKGROUND_PROCESS";
+/// What the background process writes to its parent once the mount answers.
+const READY: &str = "ready";
+/// A log that has grown beyond this, in bytes, is started anew; the old one is kept beside it.
+const LOG_MAX: u64 = 4 << 20;
+
+/// Runs this program again in the background, with the same arguments, and waits until it says how the mount went.
+/// Starting anew instead of forking means that no thread, runtime or database handle is carried over.
+pub(super) fn start() -> anyhow::Result<()> {
+    let mut arguments = env::args_os();
+    let name = arguments.next().unwrap_or_default();
+    let mut child = Command::new("/proc/self/exe")
+        .arg0(name)
+        .args(arguments)
+        .env(VARIABLE, "1")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("the background process cannot be started")?;
+    let mut said = String::new();
+    if let Some(mut pipe) = child.stdout.take() {
+        pipe.read_to_string(&mut said)?;
+    }
+    match said.trim() {
+        READY => Ok(()),
+        "" => {
+            let status = child.wait()?;
+            bail!("the background process ended without a word ({status}); see its log in the cache directory")
+        }
+        reason => bail!("{reason}"),
+    }
+}
+
+/// Whether this process is the one that [`start`] has started. Leaves the terminal's session when it is.
+pub(super) fn is_background() -> bool {
+    if env::var_os(VARIABLE).is_none() {
+        return false;
+    }
+    let _ = rustix::process::setsid();
+    true
+}
+
+/// Tells the parent that all is well, and lets go of what it handed over: an inherited pipe would hang `$(castore
+/// mount …)`.
+///
+/// # Errors
+/// When the parent is gone: nobody waits for this mount any more.
+pub(super) fn tell_ready(log: &File) -> anyhow::Result<()> {
+    let mut stdout = std::io::stdout();
+    stdout
+        .write_all(READY.as_bytes())
+        .and_then(|()| stdout.flush())
+        .context("whoever wanted this mount is gone")?;
+    let null = File::options().read(true).write(true).open("/dev/null")?;
+    rustix::stdio::dup2_stdout(&null)?;
+    rustix::stdio::dup2_stderr(log)?;
+    Ok(())
+}
+
+/// Tells the parent why there is no mount.
+pub(super) fn tell_failure(error: &anyhow::Error) {
+    let _ = write!(std::io::stdout(), "{error:#}");
+}
+
+/// Opens the log in a cache directory.
+pub(super) fn open_log(cache_dir: &Path) -> anyhow::Result<File> {
+    let path = cache_dir.join("castore.log");
+    if std::fs::metadata(&path).is_ok_and(|metadata| metadata.len() > LOG_MAX) {
+        std::fs::rename(&path, cache_dir.join("castore.log.old"))?;
+    }
+    OpenOptions::new()
+        .create(true)
+        .append(true)
+        .mode(0o600)
+        .open(&path)
+        .with_context(|| format!("the log {path:?} cannot be opened"))
+}

@@ -1,0 +1,105 @@
+//! The command line: one file for each subcommand, and what they share.
+//!
+//! - `args`: the options, their defaults and their environment variables
+//! - `paths`: where things are when nobody says
+//! - `open`: remotes and caches from options, nodes from what a person typed
+//! - `runtime`: the only place that blocks on a future
+//! - `mountpoint`, `mountinfo`: what can be mounted on, and what is
+//! - `daemon`: going to the background and telling how it went
+//! - `control`: how `status` talks to mounts
+//! - `fstab`: being called as `mount.castore`
+
+mod args;
+mod cat;
+mod control;
+mod daemon;
+mod fstab;
+mod import;
+mod ls;
+mod mount;
+mod mountinfo;
+mod mountpoint;
+mod name;
+mod open;
+mod paths;
+mod roots;
+mod runtime;
+mod status;
+mod unmount;
+
+use std::{ffi::OsString, process::ExitCode};
+
+use clap::{Parser, Subcommand};
+
+#[derive(Debug, Parser)]
+#[command(
+    name = "castore",
+    version,
+    about = "Mounts content-addressed trees read-only, with a local cache",
+    long_about = "castore keeps trees of files by the digest of their content (BLAKE3), mounts them read-only over FUSE, \
+                  and serves them from a local cache that fills itself from a store.",
+    after_help = EXAMPLES,
+    arg_required_else_help = true
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  castore import --name toolchain /opt/toolchain   put a tree into the store, under a name
+  castore mount toolchain /mnt/toolchain           mount it, in the background
+  castore status                                   what is mounted, how full the cache is
+  castore unmount /mnt/toolchain
+
+Every option can also be given as an environment variable: --cache-dir as CASTORE_CACHE_DIR, and so on.
+CASTORE_LOG sets what is logged (error, warn, info, debug, trace).";
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Import(import::Args),
+    Mount(Box<mount::Args>),
+    Unmount(unmount::Args),
+    Ls(ls::Args),
+    Cat(cat::Args),
+    Name(name::Args),
+    Roots(roots::Args),
+    Status(status::Args),
+}
+
+/// Runs what the command line says.
+#[must_use]
+pub fn main() -> ExitCode {
+    let args: Vec<OsString> = std::env::args_os().collect();
+    let cli = match fstab::arguments(&args) {
+        None => Cli::parse_from(args),
+        Some(Ok(args)) => Cli::parse_from(args),
+        Some(Err(error)) => return report(&error),
+    };
+    let result = match cli.command {
+        Command::Import(args) => import::run(args),
+        Command::Mount(args) => mount::run(*args),
+        Command::Unmount(args) => unmount::run(&args),
+        Command::Ls(args) => ls::run(&args),
+        Command::Cat(args) => cat::run(&args),
+        Command::Name(args) => name::run(&args),
+        Command::Roots(args) => roots::run(&args),
+        Command::Status(args) => status::run(&args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => report(&error),
+    }
+}
+
+fn report(error: &anyhow::Error) -> ExitCode {
+    // A reader that has seen enough, such as `head`, is no failure.
+    let broken_pipe = error
+        .downcast_ref::<std::io::Error>()
+        .is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe);
+    if !broken_pipe {
+        eprintln!("castore: {error:#}");
+    }
+    ExitCode::FAILURE
+}

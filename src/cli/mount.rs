@@ -1,0 +1,274 @@
+use std::{
+    path::PathBuf,
+    str::FromStr,
+    sync::Arc,
+    time::SystemTime,
+};
+
+use anyhow::{Context, bail};
+use clap::{ArgAction, ValueEnum};
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::{
+    args::{CacheArgs, RemoteArgs},
+    control::{Control, MountStatus},
+    daemon, mountpoint, open,
+    paths::is_root,
+    runtime,
+};
+use crate::{
+    cache::{self, Cache},
+    fs::{
+        Filesystem, Options, Root,
+        fuse::{self, MountOptions, Session},
+    },
+    model::{Name, Node, RootRef},
+};
+
+/// Mount a tree
+///
+/// Goes to the background once the mount answers; its log is castore.log in the cache directory.
+#[derive(Debug, clap::Args)]
+#[command(
+    override_usage = "castore mount [OPTIONS] ROOT MOUNTPOINT\n       castore mount [OPTIONS] --all MOUNTPOINT",
+    after_help = "\
+Examples:
+  castore mount toolchain /mnt/toolchain
+  castore mount b3:rxNJufX5oaagQE3qNtzJSZvLJcmtwRK3zJqTyuQfMmI= /mnt/tree
+  castore mount --all --list-root false /mnt/all
+  castore mount --cache-dir /ssd/castore --cache-size 20GiB toolchain /mnt/toolchain
+
+In /etc/fstab (with a link /sbin/mount.castore to castore):
+  toolchain  /mnt/toolchain  castore  nofail,cache-size=20GiB  0  0"
+)]
+pub(super) struct Args {
+    /// A digest or a name, and the directory to mount on; with --all, the directory alone
+    #[arg(value_name = "ROOT MOUNTPOINT", num_args = 1..=2, required = true)]
+    positions: Vec<std::ffi::OsString>,
+
+    /// Mount all names, as entries of the root
+    #[arg(long, env = "CASTORE_ALL")]
+    all: bool,
+
+    /// Whether the root can be listed; its entries can be looked up in any case
+    #[arg(long, env = "CASTORE_LIST_ROOT", value_name = "BOOL", default_value_t = true, action = ArgAction::Set)]
+    list_root: bool,
+
+    /// Whether digests can be read as extended attributes
+    #[arg(long, env = "CASTORE_XATTR", value_name = "BOOL", default_value_t = true, action = ArgAction::Set)]
+    xattr: bool,
+
+    /// User and group that everything belongs to
+    #[arg(long, env = "CASTORE_OWNER", value_name = "UID:GID", default_value = "0:0")]
+    owner: Owner,
+
+    /// Let other users in; always on for root. Others need user_allow_other in /etc/fuse.conf
+    #[arg(long, env = "CASTORE_ALLOW_OTHER")]
+    allow_other: bool,
+
+    /// Threads that answer the kernel [default: twice the processors, 4 to 16]
+    #[arg(long, env = "CASTORE_THREADS", value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
+    threads: Option<u16>,
+
+    /// How files are opened: small is best for many small files, large answers each open
+    #[arg(long, env = "CASTORE_IO_MODE", value_name = "MODE", default_value = "small")]
+    io_mode: IoMode,
+
+    /// Stay in the foreground, log to stderr and tell systemd when the mount answers
+    #[arg(long, env = "CASTORE_FOREGROUND")]
+    foreground: bool,
+
+    #[command(flatten)]
+    remotes: RemoteArgs,
+
+    #[command(flatten)]
+    cache: CacheArgs,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum IoMode {
+    Small,
+    Large,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Owner(u32, u32);
+
+impl FromStr for Owner {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        text.split_once(':')
+            .and_then(|(user, group)| Some(Self(user.parse().ok()?, group.parse().ok()?)))
+            .ok_or_else(|| "write two numbers, such as 1000:1000".to_owned())
+    }
+}
+
+/// What to mount and where.
+struct Request {
+    /// `None`: all names.
+    root: Option<RootRef>,
+    mountpoint: PathBuf,
+}
+
+pub(super) fn run(mut args: Args) -> anyhow::Result<()> {
+    if args.foreground {
+        runtime::log_to_stderr();
+        return mount(&args, None);
+    }
+    if !daemon::is_background() {
+        // A word that is not understood is told without starting anything.
+        request(&args)?;
+        return daemon::start();
+    }
+    let result = background(&mut args);
+    if let Err(error) = &result {
+        tracing::error!("{error:#}");
+        daemon::tell_failure(error);
+        // The parent prints it.
+        std::process::exit(1);
+    }
+    result
+}
+
+fn background(args: &mut Args) -> anyhow::Result<()> {
+    // Relative paths are of the directory that this process leaves.
+    let dir = cache::prepare(&std::path::absolute(args.cache.dir())?)?;
+    args.cache.cache_dir = Some(dir.clone());
+    if let Some(last) = args.positions.last_mut() {
+        *last = mountpoint::absolute(last.as_ref())?.into();
+    }
+    std::env::set_current_dir("/")?;
+    let log = daemon::open_log(&dir)?;
+    runtime::log_to(log.try_clone()?);
+    mount(args, Some(&log))
+}
+
+fn request(args: &Args) -> anyhow::Result<Request> {
+    match (&args.positions[..], args.all) {
+        ([mountpoint], true) => Ok(Request {
+            root: None,
+            mountpoint: mountpoint.into(),
+        }),
+        ([root, mountpoint], false) => {
+            let root = root.to_str().context("the root is not valid UTF-8")?;
+            Ok(Request {
+                root: Some(RootRef::parse(root)?),
+                mountpoint: mountpoint.into(),
+            })
+        }
+        ([_, _], true) => bail!("--all takes a mount point and no root"),
+        _ => bail!("a root and a mount point are needed: castore mount ROOT MOUNTPOINT"),
+    }
+}
+
+/// `log` is where a background process logs to.
+fn mount(args: &Args, log: Option<&std::fs::File>) -> anyhow::Result<()> {
+    let Request { root, mountpoint } = request(args)?;
+    // Made first: whether the mount point is inside it can only be said of a directory that is there.
+    cache::prepare(&args.cache.dir())?;
+    let mountpoint = mountpoint::prepare(&mountpoint, &args.cache.dir())?;
+    runtime::block_on(async {
+        let cache = open::cache(&args.cache, &args.remotes)?;
+        let served = serve(args, root.as_ref(), mountpoint, &cache, log).await;
+        let closing = Arc::clone(&cache);
+        tokio::task::spawn_blocking(move || closing.close()).await?;
+        served
+    })
+}
+
+async fn serve(
+    args: &Args,
+    root: Option<&RootRef>,
+    mountpoint: mountpoint::Mountpoint,
+    cache: &Arc<Cache>,
+    log: Option<&std::fs::File>,
+) -> anyhow::Result<()> {
+    let (shown, digest) = match root {
+        None => (Root::Names, None),
+        Some(root) => shown(root, open::root(cache, root).await?)?,
+    };
+    let source = root.map_or_else(|| "all".to_owned(), ToString::to_string);
+    let options = Options {
+        list_root: args.list_root,
+        xattr: args.xattr,
+        owner: (args.owner.0, args.owner.1),
+        daemon: std::process::id().to_string(),
+    };
+    let mount_options = MountOptions {
+        mountpoint: mountpoint.path.clone(),
+        source: source.clone(),
+        allow_other: args.allow_other || is_root(),
+        threads: args.threads.map_or_else(default_threads, usize::from),
+        io_mode: match args.io_mode {
+            IoMode::Small => fuse::IoMode::Small,
+            IoMode::Large => fuse::IoMode::Large,
+        },
+    };
+    let status = MountStatus {
+        mountpoint: mountpoint.path.clone(),
+        pid: std::process::id(),
+        root: source,
+        digest,
+        remotes: args.remotes.addresses()?,
+        since: SystemTime::now()
+            .duration_since(SystemTime::UNIX_EPOCH)?
+            .as_secs(),
+        inodes: 0,
+        counters: Vec::new(),
+        errors: Vec::new(),
+    };
+    let fs = Arc::new(Filesystem::new(Arc::clone(cache), shown, options));
+    let control = Control::start(cache.dir(), status, Arc::clone(&fs))
+        .context("the socket for `castore status` cannot be made")?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let session = {
+        let fs = Arc::clone(&fs);
+        tokio::task::spawn_blocking(move || Session::mount(&fs, &mount_options)).await??
+    };
+    let told = match log {
+        Some(log) => daemon::tell_ready(log),
+        None => Ok(()),
+    };
+    if told.is_ok() {
+        drop(mountpoint); // Gives the lock back.
+        let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+        tracing::info!(path = ?args.positions.last(), "mounted");
+        tokio::select! {
+            () = session.unmounted() => {}
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+        let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+    }
+    tokio::task::spawn_blocking(move || session.close()).await?;
+    drop(control);
+    tracing::info!("unmounted");
+    told
+}
+
+/// What the mount's root shows, and the digest for `status`.
+fn shown(root: &RootRef, node: Node) -> anyhow::Result<(Root, Option<String>)> {
+    Ok(match node {
+        Node::Directory { digest, size } => (
+            Root::Directory { digest, size },
+            Some(digest.to_string()),
+        ),
+        node @ (Node::File { .. } | Node::Symlink { .. }) => {
+            let digest = match &node {
+                Node::File { digest, .. } => Some(digest.to_string()),
+                _ => None,
+            };
+            let name = match root {
+                RootRef::Name(name) => name.clone(),
+                RootRef::Digest(digest) => Name::new(digest.to_hex())?,
+            };
+            (Root::Single { name, node }, digest)
+        }
+    })
+}
+
+fn default_threads() -> usize {
+    std::thread::available_parallelism().map_or(4, |cores| (2 * cores.get()).clamp(4, 16))
+}

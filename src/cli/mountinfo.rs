@@ -1,0 +1,82 @@
+use std::{
+    ffi::OsString,
+    io,
+    os::unix::ffi::OsStringExt,
+    path::{Path, PathBuf},
+};
+
+/// Type of a castore mount, in the mount table.
+pub(super) const TYPE: &str = "fuse.castore";
+
+/// A line of `/proc/self/mountinfo` (see `proc(5)`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Mounted {
+    pub(super) mountpoint: PathBuf,
+    pub(super) kind: String,
+    pub(super) source: String,
+}
+
+/// What is mounted on a path: the uppermost mount, where there are several.
+pub(super) fn at(path: &Path) -> io::Result<Option<Mounted>> {
+    let table = std::fs::read("/proc/self/mountinfo")?;
+    Ok(table
+        .split(|byte| *byte == b'\n')
+        .filter_map(parse)
+        .filter(|mounted| mounted.mountpoint == path)
+        .last())
+}
+
+fn parse(line: &[u8]) -> Option<Mounted> {
+    let fields: Vec<_> = line.split(|byte| *byte == b' ').collect();
+    let separator = fields.iter().position(|field| *field == b"-")?;
+    let text = |field: &[u8]| String::from_utf8_lossy(&unescape(field)).into_owned();
+    Some(Mounted {
+        mountpoint: OsString::from_vec(unescape(fields.get(4)?)).into(),
+        kind: text(fields.get(separator + 1)?),
+        source: text(fields.get(separator + 2)?),
+    })
+}
+
+/// Space, tab, newline and backslash are written as three octal digits.
+fn unescape(field: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let [first, after @ ..] = rest {
+        let octal = after.first_chunk::<3>().and_then(|digits| {
+            let digits = std::str::from_utf8(digits).ok()?;
+            u8::from_str_radix(digits, 8).ok()
+        });
+        match (first, octal) {
+            (b'\\', Some(byte)) => {
+                bytes.push(byte);
+                rest = &after[3..];
+            }
+            _ => {
+                bytes.push(*first);
+                rest = after;
+            }
+        }
+    }
+    bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_read() {
+        let line = br"36 35 98:0 /a /mnt/a\040b\134 rw,noatime shared:1 - fuse.castore tool\040chain rw";
+        assert_eq!(
+            parse(line),
+            Some(Mounted {
+                mountpoint: r"/mnt/a b\".into(),
+                kind: TYPE.to_owned(),
+                source: "tool chain".to_owned(),
+            })
+        );
+        assert_eq!(parse(b""), None);
+        assert_eq!(parse(b"1 2 3 - x"), None);
+        assert_eq!(at(Path::new("/proc")).unwrap().unwrap().kind, "proc");
+    }
+}

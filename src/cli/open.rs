@@ -1,0 +1,93 @@
+use std::sync::Arc;
+
+use anyhow::{Context, bail};
+
+use super::{
+    args::{CacheArgs, RemoteArgs},
+    paths,
+};
+use crate::{
+    cache::{Cache, CacheError},
+    model::{Directory, Name, Node, RootRef, SizeRule},
+    remote::{self, Chain, Remote, RemoteError},
+};
+
+/// The remotes that were given, in order.
+pub(super) fn chain(args: &RemoteArgs) -> anyhow::Result<Chain> {
+    let remotes = args
+        .addresses()?
+        .iter()
+        .map(|address| remote::open(address))
+        .collect::<Result<Vec<Arc<dyn Remote>>, _>>()?;
+    Ok(Chain::new(remotes))
+}
+
+pub(super) fn cache(cache: &CacheArgs, remotes: &RemoteArgs) -> anyhow::Result<Arc<Cache>> {
+    Ok(Cache::open(&cache.config(), chain(remotes)?)?)
+}
+
+/// The node that a root stands for. A digest is a directory, and it must be there.
+pub(super) async fn root(cache: &Arc<Cache>, root: &RootRef) -> anyhow::Result<Node> {
+    match root {
+        RootRef::Digest(digest) => {
+            let directory = cache.directory(*digest, *digest).await.with_context(|| {
+                format!("there is no directory {digest}; name the store that has it with --remote")
+            })?;
+            Ok(Node::Directory {
+                digest: *digest,
+                size: directory.size(SizeRule::Protocol),
+            })
+        }
+        RootRef::Name(name) => match cache.root(name).await {
+            Ok(node) => Ok(node),
+            Err(CacheError::Remote(error @ RemoteError::NotFound { .. })) => {
+                Err(unknown_name(name, &error).await)
+            }
+            Err(error) => Err(error).with_context(|| format!("the name {name:?} is not known")),
+        },
+    }
+}
+
+/// Under sudo, the name is often in the store of the user who called it.
+async fn unknown_name(name: &Name, error: &RemoteError) -> anyhow::Error {
+    let unknown = anyhow::anyhow!(
+        "the name {name:?} is not known at {}; `castore roots` lists the names",
+        error.remote()
+    );
+    let Some(address) = paths::store_behind_sudo().and_then(|path| paths::address(&path).ok())
+    else {
+        return unknown;
+    };
+    let Ok(store) = remote::open(&address) else {
+        return unknown;
+    };
+    match store.root(name).await {
+        Ok(_) => anyhow::anyhow!(
+            "the name {name:?} is not known to root, but in your own store; pass --remote {address}"
+        ),
+        Err(_) => unknown,
+    }
+}
+
+/// The node at a path below a root.
+pub(super) async fn node(cache: &Arc<Cache>, text: &str) -> anyhow::Result<Node> {
+    let (root_ref, path) = RootRef::parse_with_path(text)?;
+    let mut node = root(cache, &root_ref).await?;
+    let closure = match node {
+        Node::Directory { digest, .. } => digest,
+        Node::File { .. } | Node::Symlink { .. } => crate::model::Digest::empty(),
+    };
+    let mut walked = root_ref.to_string();
+    for name in path {
+        let Node::Directory { digest, .. } = node else {
+            bail!("{walked} is not a directory");
+        };
+        let directory: Arc<Directory> = cache.directory(digest, closure).await?;
+        let Some(found) = directory.get(name.as_bytes()) else {
+            bail!("{walked} has no entry {name:?}");
+        };
+        node = found.clone();
+        walked = format!("{walked}/{name}");
+    }
+    Ok(node)
+}

@@ -1,0 +1,46 @@
+use std::future::Future;
+
+/// Runs a command's future to its end. The only place that blocks on one.
+pub(super) fn block_on<T>(
+    future: impl Future<Output = anyhow::Result<T>>,
+) -> anyhow::Result<T> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .thread_name("castore")
+        .build()?;
+    #[expect(clippy::disallowed_methods, reason = "this is that place")]
+    runtime.block_on(future)
+}
+
+/// Logs to stderr.
+pub(super) fn log_to_stderr() {
+    let _ = subscriber().with_writer(std::io::stderr).try_init();
+}
+
+/// Logs to a file.
+pub(super) fn log_to(file: std::fs::File) {
+    let _ = subscriber()
+        .with_ansi(false)
+        .with_writer(std::sync::Arc::new(file))
+        .try_init();
+}
+
+type Subscriber = tracing_subscriber::fmt::SubscriberBuilder<
+    tracing_subscriber::fmt::format::DefaultFields,
+    tracing_subscriber::fmt::format::Format,
+    tracing_subscriber::EnvFilter,
+>;
+
+fn subscriber() -> Subscriber {
+    let filter = tracing_subscriber::EnvFilter::builder()
+        .with_env_var("CASTORE_LOG")
+        .with_default_directive(tracing::level_filters::LevelFilter::INFO.into())
+        .from_env_lossy()
+        // The crate that mounts says what it does at each step.
+        .add_directive(
+            "fuse_backend_rs=warn"
+                .parse()
+                .unwrap_or_else(|_| tracing::level_filters::LevelFilter::INFO.into()),
+        );
+    tracing_subscriber::fmt().with_env_filter(filter)
+}

@@ -1,0 +1,90 @@
+use std::{
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, bail};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec},
+    process::{Pid, PidfdFlags},
+};
+
+use super::{mountinfo, mountpoint};
+use crate::fs::DAEMON;
+
+/// A mount that does not say within this time who serves it is unmounted without that.
+const ANSWER_WITHIN: Duration = Duration::from_secs(2);
+/// The cache is synced within this time after the mount is gone.
+const SYNC_WITHIN: Duration = Duration::from_secs(60);
+
+/// Unmount a tree
+///
+/// Returns when the mount is gone and its cache is synced.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  castore unmount /mnt/toolchain")]
+pub(super) struct Args {
+    #[arg(value_name = "MOUNTPOINT")]
+    mountpoint: PathBuf,
+
+    /// Detach a mount that is in use: it goes away when nobody uses it any more
+    #[arg(long, env = "CASTORE_LAZY")]
+    lazy: bool,
+}
+
+pub(super) fn run(args: &Args) -> anyhow::Result<()> {
+    let path = mountpoint::absolute(&args.mountpoint)?;
+    match mountinfo::at(&path)? {
+        None => bail!("nothing is mounted on {path:?}"),
+        Some(mounted) if mounted.kind != mountinfo::TYPE => bail!(
+            "what is mounted on {path:?} is of type {}, not a castore mount",
+            mounted.kind
+        ),
+        Some(_) => {}
+    }
+    let daemon = daemon(&path)
+        .and_then(|pid| rustix::process::pidfd_open(pid, PidfdFlags::empty()).ok());
+    if args.lazy {
+        mountpoint::detach(&path)?;
+    } else if let Err(error) = mountpoint::take_away(&path) {
+        let busy = error
+            .downcast_ref::<std::io::Error>()
+            .is_some_and(|error| error.raw_os_error() == Some(libc::EBUSY));
+        if busy {
+            bail!(
+                "{path:?} is in use: a program has a file open or its working directory there \
+                 (`fuser -vm {}` shows which); end it, or detach the mount with --lazy",
+                path.display()
+            );
+        }
+        return Err(error).with_context(|| format!("{path:?} cannot be unmounted"));
+    }
+    let Some(daemon) = daemon else {
+        return Ok(());
+    };
+    // A detached mount that is in use lives on with its users.
+    let within = match args.lazy {
+        true => Duration::from_secs(1),
+        false => SYNC_WITHIN,
+    };
+    let deadline = Instant::now() + within;
+    let mut ended = [PollFd::new(&daemon, PollFlags::IN)];
+    let timeout = Timespec::try_from(deadline.saturating_duration_since(Instant::now()))?;
+    let ready = rustix::event::poll(&mut ended, Some(&timeout))?;
+    if ready == 0 && !args.lazy {
+        bail!("{path:?} is unmounted, but its process has not finished writing the cache");
+    }
+    Ok(())
+}
+
+/// The process that serves a mount, which the mount's root tells. Asked on a thread of its own, since a mount may hang.
+fn daemon(path: &Path) -> Option<Pid> {
+    let path = path.to_owned();
+    let (sender, receiver) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let mut value = [0; 64];
+        let len = rustix::fs::getxattr(path, DAEMON, &mut value).unwrap_or_default();
+        let pid = std::str::from_utf8(&value[..len]).ok();
+        let _ = sender.send(pid.and_then(|pid| pid.parse().ok()).and_then(Pid::from_raw));
+    });
+    receiver.recv_timeout(ANSWER_WITHIN).ok().flatten()
+}

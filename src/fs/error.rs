@@ -1,0 +1,62 @@
+use crate::cache::CacheError;
+
+/// Why an operation failed.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum FsError {
+    #[error("no such entry")]
+    NotFound,
+    #[error("not a directory")]
+    NotDirectory,
+    #[error("a directory")]
+    IsDirectory,
+    #[error("not a symlink")]
+    NotSymlink,
+    #[error("the filesystem cannot be written")]
+    ReadOnly,
+    #[error("the root of this mount cannot be listed (--list-root false)")]
+    ListingOff,
+    #[error("no such attribute")]
+    NoAttribute,
+    #[error("the buffer is too small for the value")]
+    Range,
+    #[error("extended attributes are off (--xattr false)")]
+    XattrOff,
+    #[error("the kernel asks for an inode that it was never told of, or has forgotten")]
+    UnknownInode,
+    #[error("a request that cannot be understood")]
+    Malformed,
+    #[error("interrupted")]
+    Interrupted,
+    #[error("the directory says it has {claimed} entries and has at least {actual}")]
+    DirectorySize { claimed: u64, actual: u64 },
+    #[error("a file of the cache cannot be read")]
+    Unreadable,
+    #[error("an operation that missed the same objects again and again")]
+    NoProgress,
+    #[error(transparent)]
+    Cache(#[from] CacheError),
+}
+
+impl FsError {
+    /// What the caller of the system call sees.
+    #[must_use]
+    pub const fn errno(&self) -> i32 {
+        match self {
+            Self::NotFound => libc::ENOENT,
+            Self::NotDirectory => libc::ENOTDIR,
+            Self::IsDirectory => libc::EISDIR,
+            Self::NotSymlink | Self::Malformed => libc::EINVAL,
+            Self::ReadOnly => libc::EROFS,
+            Self::ListingOff => libc::EPERM,
+            Self::NoAttribute => libc::ENODATA,
+            Self::Range => libc::ERANGE,
+            Self::XattrOff => libc::ENOSYS,
+            Self::UnknownInode => libc::ESTALE,
+            Self::Interrupted => libc::EINTR,
+            Self::DirectorySize { .. }
+            | Self::Unreadable
+            | Self::NoProgress
+            | Self::Cache(_) => libc::EIO,
+        }
+    }
+}

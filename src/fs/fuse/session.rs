@@ -1,0 +1,183 @@
+use std::{
+    fs, io,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+    thread::JoinHandle,
+    time::Duration,
+};
+
+use fuse_backend_rs::{api::server::Server, transport::FuseSession};
+use tokio::sync::watch;
+
+use super::{
+    device::{Device, Received},
+    dispatch::Dispatcher,
+    init::{IoMode, MAX_TRANSFER},
+    pending::Pending,
+    rest::Rest,
+};
+use crate::fs::Filesystem;
+
+/// Room for headers beside the largest transfer, in bytes.
+const HEADERS: usize = 4096;
+/// Readahead of the kernel for a mount of root, in KiB.
+const READ_AHEAD_KIB: u32 = 1024;
+/// A mount that was just made answers within this time, or never.
+const ANSWER_WITHIN: Duration = Duration::from_secs(10);
+
+/// How a filesystem is mounted.
+#[derive(Debug, Clone)]
+pub struct MountOptions {
+    pub mountpoint: PathBuf,
+    /// What `mount` and `df` show as the source.
+    pub source: String,
+    pub allow_other: bool,
+    /// Threads that answer requests.
+    pub threads: usize,
+    pub io_mode: IoMode,
+}
+
+/// Why a filesystem could not be mounted.
+#[derive(Debug, thiserror::Error)]
+pub enum MountError {
+    #[error("cannot mount on {path:?}: {cause}{}", hint(cause))]
+    Mount { path: PathBuf, cause: String },
+    #[error("the mount on {0:?} does not answer")]
+    Silent(PathBuf),
+    #[error("{0}")]
+    Io(#[from] io::Error),
+}
+
+fn hint(cause: &str) -> &'static str {
+    if cause.contains("No such file or directory") || cause.contains("NotFound") {
+        "; see that the fuse3 package is installed (fusermount3, /dev/fuse)"
+    } else if cause.contains("exit code") || cause.contains("Operation not permitted") {
+        "; fusermount3 refused, its reason is above; --allow-other needs user_allow_other in /etc/fuse.conf"
+    } else if cause.contains("/dev/fuse") {
+        "; see that /dev/fuse is there and may be opened"
+    } else {
+        ""
+    }
+}
+
+/// A mounted filesystem and the threads that serve it.
+pub struct Session {
+    fuse: FuseSession,
+    workers: Vec<JoinHandle<()>>,
+    unmounted: watch::Receiver<bool>,
+}
+
+impl Session {
+    /// Mounts and starts to answer. Must be called within a tokio runtime, in which fetches run. Blocks until the mount
+    /// answers.
+    ///
+    /// # Errors
+    /// When the kernel or `fusermount3` refuses, or the mount does not answer.
+    pub fn mount(fs: &Arc<Filesystem>, options: &MountOptions) -> Result<Self, MountError> {
+        let path = &options.mountpoint;
+        let refused = |cause: fuse_backend_rs::transport::Error| MountError::Mount {
+            path: path.clone(),
+            cause: cause.to_string(),
+        };
+        // A comma would end the option in which fusermount3 takes the source.
+        let source = options.source.replace([',', '\\'], "_");
+        let mut fuse = FuseSession::new(path, &source, "castore", true).map_err(refused)?;
+        fuse.set_allow_other(options.allow_other);
+        fuse.mount().map_err(refused)?;
+        let device = fuse
+            .get_fuse_file()
+            .ok_or_else(|| io::Error::from(io::ErrorKind::NotConnected))?
+            .try_clone()?;
+        // The crate polls; these threads wait in `read`, of which the kernel wakes one for each request.
+        rustix::fs::fcntl_setfl(&device, rustix::fs::OFlags::RDWR).map_err(io::Error::from)?;
+        let dispatcher = Arc::new(Dispatcher {
+            fs: Arc::clone(fs),
+            device: Device::new(device),
+            mode: options.io_mode,
+            runtime: tokio::runtime::Handle::current(),
+            pending: Pending::default(),
+            server: Server::new(Rest { fs: Arc::clone(fs) }),
+        });
+        let (ended, unmounted) = watch::channel(false);
+        let ended = Arc::new(ended);
+        let workers = (0..options.threads.max(1))
+            .map(|number| {
+                let (dispatcher, ended) = (Arc::clone(&dispatcher), Arc::clone(&ended));
+                std::thread::Builder::new()
+                    .name(format!("fuse-{number}"))
+                    .spawn(move || {
+                        serve(&dispatcher);
+                        ended.send_replace(true);
+                    })
+            })
+            .collect::<Result<_, _>>()?;
+        let session = Self {
+            fuse,
+            workers,
+            unmounted,
+        };
+        let device = answers(path)?;
+        set_read_ahead(device);
+        Ok(session)
+    }
+
+    /// Resolves when the filesystem has been unmounted, by whomever.
+    pub fn unmounted(&self) -> impl Future<Output = ()> + use<> {
+        let mut unmounted = self.unmounted.clone();
+        async move {
+            // An error means that all threads are gone, which is the same.
+            let _ = unmounted.wait_for(|unmounted| *unmounted).await;
+        }
+    }
+
+    /// Unmounts if that has not happened, and waits a little for requests under way. Blocks.
+    pub fn close(mut self) {
+        if let Err(error) = self.fuse.umount() {
+            tracing::warn!(%error, "cannot be unmounted");
+        }
+        // With files still open elsewhere the kernel keeps the connection after the mount is gone; their readers get
+        // ENOTCONN once this process ends.
+        for _ in 0..20 {
+            if self.workers.iter().all(JoinHandle::is_finished) {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+}
+
+fn serve(dispatcher: &Arc<Dispatcher>) {
+    let mut message = vec![0; MAX_TRANSFER as usize + HEADERS];
+    let mut scratch = vec![0; 2 * HEADERS];
+    loop {
+        match dispatcher.device.receive(&mut message) {
+            Received::Request(len) => dispatcher.handle(&mut message[..len], &mut scratch),
+            Received::Again => {}
+            Received::Unmounted => return,
+        }
+    }
+}
+
+/// Waits until the mount answers a `stat`, and gives its device number.
+fn answers(path: &Path) -> Result<u64, MountError> {
+    let (sender, receiver) = std::sync::mpsc::channel();
+    let mountpoint = path.to_owned();
+    // A thread of its own: a `stat` on a mount that does not answer never returns.
+    std::thread::spawn(move || {
+        let _ = sender.send(fs::metadata(mountpoint).map(|metadata| metadata.dev()));
+    });
+    match receiver.recv_timeout(ANSWER_WITHIN) {
+        Ok(device) => Ok(device?),
+        Err(_) => Err(MountError::Silent(path.to_owned())),
+    }
+}
+
+/// Only root may; without it the kernel reads 128 KiB ahead.
+fn set_read_ahead(device: u64) {
+    let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
+    let path = format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb");
+    if let Err(error) = fs::write(&path, READ_AHEAD_KIB.to_string()) {
+        tracing::debug!(path, %error, "the kernel's readahead stays as it is");
+    }
+}

@@ -1,0 +1,238 @@
+//! Messages of the FUSE protocol, laid out as in `include/uapi/linux/fuse.h` of Linux 6.18.
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use crate::fs::{Attr, Entry};
+
+/// How long what never changes is valid, in seconds: for ever, as far as a mount goes.
+const FOR_EVER: u64 = 1_000_000_000;
+/// How long a root name is valid, in seconds.
+const NAME_TTL: u64 = 1;
+
+pub(super) mod opcode {
+    pub(in super::super) const LOOKUP: u32 = 1;
+    pub(in super::super) const OPEN: u32 = 14;
+    pub(in super::super) const READ: u32 = 15;
+    pub(in super::super) const GETXATTR: u32 = 22;
+    pub(in super::super) const INIT: u32 = 26;
+    pub(in super::super) const OPENDIR: u32 = 27;
+    pub(in super::super) const READDIR: u32 = 28;
+    pub(in super::super) const INTERRUPT: u32 = 36;
+    pub(in super::super) const READDIRPLUS: u32 = 44;
+}
+
+/// Flags of [`OpenOut`].
+pub(super) const FOPEN_KEEP_CACHE: u32 = 1 << 1;
+pub(super) const FOPEN_CACHE_DIR: u32 = 1 << 3;
+
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub(super) struct InHeader {
+    pub(super) len: u32,
+    pub(super) opcode: u32,
+    pub(super) unique: u64,
+    pub(super) node: u64,
+    pub(super) uid: u32,
+    pub(super) gid: u32,
+    pub(super) pid: u32,
+    pub(super) extensions: u16,
+    pub(super) padding: u16,
+}
+
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub(super) struct OutHeader {
+    pub(super) len: u32,
+    /// 0 or a negative errno.
+    pub(super) error: i32,
+    pub(super) unique: u64,
+}
+
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub(super) struct InitIn {
+    pub(super) major: u32,
+    pub(super) minor: u32,
+    pub(super) max_readahead: u32,
+    pub(super) flags: u32,
+}
+
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub(super) struct InitOut {
+    pub(super) major: u32,
+    pub(super) minor: u32,
+    pub(super) max_readahead: u32,
+    pub(super) flags: u32,
+    pub(super) max_background: u16,
+    pub(super) congestion_threshold: u16,
+    pub(super) max_write: u32,
+    pub(super) time_granularity: u32,
+    pub(super) max_pages: u16,
+    pub(super) map_alignment: u16,
+    pub(super) flags2: u32,
+    pub(super) max_stack_depth: u32,
+    pub(super) request_timeout: u16,
+    pub(super) unused: [u16; 11],
+}
+
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub(super) struct OpenIn {
+    pub(super) flags: i32,
+    pub(super) open_flags: u32,
+}
+
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub(super) struct OpenOut {
+    pub(super) handle: u64,
+    pub(super) flags: u32,
+    pub(super) backing: i32,
+}
+
+/// Of READ, READDIR and READDIRPLUS.
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub(super) struct ReadIn {
+    pub(super) handle: u64,
+    pub(super) offset: u64,
+    pub(super) size: u32,
+    pub(super) read_flags: u32,
+    pub(super) lock_owner: u64,
+    pub(super) flags: u32,
+    pub(super) padding: u32,
+}
+
+/// Of GETXATTR, both ways.
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub(super) struct Getxattr {
+    pub(super) size: u32,
+    pub(super) padding: u32,
+}
+
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub(super) struct InterruptIn {
+    pub(super) unique: u64,
+}
+
+#[derive(Debug, Clone, Copy, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub(super) struct AttrOut {
+    pub(super) inode: u64,
+    pub(super) size: u64,
+    pub(super) blocks: u64,
+    pub(super) atime: u64,
+    pub(super) mtime: u64,
+    pub(super) ctime: u64,
+    pub(super) atime_nanos: u32,
+    pub(super) mtime_nanos: u32,
+    pub(super) ctime_nanos: u32,
+    pub(super) mode: u32,
+    pub(super) links: u32,
+    pub(super) uid: u32,
+    pub(super) gid: u32,
+    pub(super) device: u32,
+    pub(super) block_size: u32,
+    pub(super) flags: u32,
+}
+
+#[derive(Debug, Clone, Copy, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub(super) struct EntryOut {
+    /// 0: there is no such entry, and that may be cached.
+    pub(super) node: u64,
+    pub(super) generation: u64,
+    pub(super) entry_valid: u64,
+    pub(super) attr_valid: u64,
+    pub(super) entry_valid_nanos: u32,
+    pub(super) attr_valid_nanos: u32,
+    pub(super) attr: AttrOut,
+}
+
+/// Followed by the name, padded with zeros to a multiple of 8 bytes. READDIRPLUS has an [`EntryOut`] before it.
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub(super) struct Dirent {
+    pub(super) inode: u64,
+    pub(super) offset: u64,
+    pub(super) name_len: u32,
+    pub(super) kind: u32,
+}
+
+impl From<&Attr> for AttrOut {
+    fn from(attr: &Attr) -> Self {
+        Self {
+            inode: attr.inode,
+            size: attr.size,
+            blocks: attr.blocks(),
+            mtime: Attr::MTIME,
+            mode: attr.mode(),
+            links: Attr::LINKS,
+            uid: attr.uid,
+            gid: attr.gid,
+            block_size: Attr::BLOCK_SIZE,
+            ..Self::default()
+        }
+    }
+}
+
+impl From<&Entry> for EntryOut {
+    fn from(entry: &Entry) -> Self {
+        Self {
+            node: entry.id,
+            entry_valid: entry_ttl(entry.constant),
+            attr_valid: FOR_EVER,
+            attr: (&entry.attr).into(),
+            ..Self::default()
+        }
+    }
+}
+
+impl EntryOut {
+    /// The answer that there is no such entry.
+    pub(super) fn absent(constant: bool) -> Self {
+        Self {
+            entry_valid: entry_ttl(constant),
+            ..Self::default()
+        }
+    }
+}
+
+/// How long attributes are valid.
+pub(super) const ATTR_TTL: std::time::Duration = std::time::Duration::from_secs(FOR_EVER);
+
+const fn entry_ttl(constant: bool) -> u64 {
+    if constant { FOR_EVER } else { NAME_TTL }
+}
+
+/// Splits a message from the kernel into its first structure and the rest.
+pub(super) fn split<T: FromBytes>(message: &[u8]) -> Option<(T, &[u8])> {
+    T::read_from_prefix(message).ok()
+}
+
+/// The name at the start of `bytes`, without the NUL byte that ends it.
+pub(super) fn name(bytes: &[u8]) -> Option<&[u8]> {
+    let end = bytes.iter().position(|byte| *byte == 0)?;
+    Some(&bytes[..end])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// From the header: what the kernel copies is exactly this long.
+    #[test]
+    fn sizes_are_those_of_the_header() {
+        assert_eq!(size_of::<InHeader>(), 40);
+        assert_eq!(size_of::<OutHeader>(), 16);
+        assert_eq!(size_of::<InitOut>(), 64);
+        assert_eq!(size_of::<ReadIn>(), 40);
+        assert_eq!(size_of::<AttrOut>(), 88);
+        assert_eq!(size_of::<EntryOut>(), 128);
+        assert_eq!(size_of::<Dirent>(), 24);
+        assert_eq!(size_of::<OpenOut>(), 16);
+    }
+}

@@ -1,0 +1,164 @@
+use std::{collections::HashMap, sync::Arc};
+
+use futures::future::try_join_all;
+
+use super::{Filesystem, FsError, Trouble, root::Roots};
+use crate::{
+    cache::{Blob, CacheError, ChunkData},
+    model::{Digest, Directory, Name, Node},
+    remote::RemoteError,
+};
+
+/// What an operation gives: its answer, or what has to be fetched before it can be run again.
+#[derive(Debug)]
+pub enum Outcome<T> {
+    Ready(Result<T, FsError>),
+    Miss(Miss),
+}
+
+impl<T> Outcome<T> {
+    pub(super) fn map<U>(self, change: impl FnOnce(T) -> U) -> Outcome<U> {
+        match self {
+            Self::Ready(result) => Outcome::Ready(result.map(change)),
+            Self::Miss(miss) => Outcome::Miss(miss),
+        }
+    }
+}
+
+/// What has to be fetched.
+#[derive(Debug)]
+pub enum Miss {
+    Directory {
+        inode: u64,
+        digest: Digest,
+        /// Root of a closure that has it.
+        closure: Digest,
+    },
+    Blob {
+        inode: u64,
+        digest: Digest,
+        size: u64,
+    },
+    Chunks {
+        inode: u64,
+        blob: Arc<Blob>,
+        positions: Vec<usize>,
+    },
+    /// How much of a file is in the local cache; asks no remote.
+    CachedBytes { digest: Digest, size: u64 },
+    Root(Name),
+    Roots,
+}
+
+/// What has been fetched for a request that is run again. It stays here until the request is answered, so that a request
+/// makes progress even where the tiers keep nothing.
+#[derive(Debug, Default)]
+pub struct Held {
+    directories: HashMap<Digest, Arc<Directory>>,
+    blob: Option<Arc<Blob>>,
+    chunks: HashMap<usize, ChunkData>,
+    cached_bytes: Option<u64>,
+    roots: HashMap<Name, Option<Node>>,
+    all_roots: Option<Roots>,
+}
+
+impl Held {
+    pub(super) fn directory(&self, digest: Digest) -> Option<Arc<Directory>> {
+        self.directories.get(&digest).cloned()
+    }
+
+    pub(super) fn blob(&self) -> Option<Arc<Blob>> {
+        self.blob.clone()
+    }
+
+    pub(super) fn chunk(&self, position: usize) -> Option<ChunkData> {
+        self.chunks.get(&position).cloned()
+    }
+
+    pub(super) const fn cached_bytes(&self) -> Option<u64> {
+        self.cached_bytes
+    }
+
+    /// The node of a name that was asked for, `Some(&None)` when there is none.
+    pub(super) fn root(&self, name: &Name) -> Option<&Option<Node>> {
+        self.roots.get(name)
+    }
+
+    pub(super) fn roots(&self) -> Option<Roots> {
+        self.all_roots.clone()
+    }
+}
+
+impl Filesystem {
+    /// Fetches what an operation missed.
+    ///
+    /// # Errors
+    /// When it cannot be had; noted for a person to see.
+    pub async fn resolve(&self, miss: Miss, held: &mut Held) -> Result<(), FsError> {
+        let failed = |inode, digest, error: CacheError| {
+            let error = FsError::from(error);
+            self.failed(inode, digest, &error);
+            error
+        };
+        match miss {
+            Miss::Directory {
+                inode,
+                digest,
+                closure,
+            } => {
+                let directory = self.cache.directory(digest, closure).await;
+                let directory = directory.map_err(|error| failed(inode, Some(digest), error))?;
+                held.directories.insert(digest, directory);
+            }
+            Miss::Blob {
+                inode,
+                digest,
+                size,
+            } => {
+                let blob = self.cache.blob(digest, size).await;
+                held.blob = Some(blob.map_err(|error| failed(inode, Some(digest), error))?);
+            }
+            Miss::Chunks {
+                inode,
+                blob,
+                positions,
+            } => {
+                let chunks = positions
+                    .iter()
+                    .map(|position| self.cache.chunk(&blob, *position));
+                let chunks = try_join_all(chunks)
+                    .await
+                    .map_err(|error| failed(inode, Some(blob.digest()), error))?;
+                held.chunks.extend(positions.into_iter().zip(chunks));
+                held.blob = Some(blob);
+            }
+            Miss::CachedBytes { digest, size } => {
+                let bytes = self.cache.cached_bytes(digest, size).await;
+                held.cached_bytes = Some(bytes.map_err(|error| failed(0, Some(digest), error))?);
+            }
+            Miss::Root(name) => {
+                let node = match self.cache.root(&name).await {
+                    Ok(node) => Some(node),
+                    Err(CacheError::Remote(RemoteError::NotFound { .. })) => None,
+                    Err(error) => return Err(failed(0, None, error)),
+                };
+                held.roots.insert(name, node);
+            }
+            Miss::Roots => {
+                let roots = self.cache.roots().await;
+                let roots = roots.map_err(|error| failed(0, None, error))?;
+                held.all_roots = Some(roots.into());
+            }
+        }
+        Ok(())
+    }
+
+    /// Notes an error that a reader is about to get. `inode` is 0 where there is none.
+    pub(super) fn failed(&self, inode: u64, digest: Option<Digest>, error: &FsError) {
+        let path = match inode {
+            0 => "/".to_owned(),
+            inode => self.inodes.path(inode),
+        };
+        self.troubles.note(Trouble::new(path, digest, error));
+    }
+}

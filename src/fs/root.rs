@@ -1,0 +1,44 @@
+use std::sync::Arc;
+
+use crate::model::{Digest, Name, Node};
+
+/// The node id of the mount's root, as the kernel has it.
+pub(super) const ROOT_ID: u64 = 1;
+
+/// A listing of root names.
+pub(super) type Roots = Arc<[(Name, Node)]>;
+
+/// What the mount's root shows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Root {
+    /// The entries of a directory.
+    Directory {
+        digest: Digest,
+        /// Number of entries below it.
+        size: u64,
+    },
+    /// One entry: a root that is a file or a symlink.
+    Single { name: Name, node: Node },
+    /// All registered names. They change while mounted.
+    Names,
+}
+
+impl Root {
+    /// Whether what the root shows can change.
+    #[must_use]
+    pub const fn changes(&self) -> bool {
+        match self {
+            Self::Names => true,
+            Self::Directory { .. } | Self::Single { .. } => false,
+        }
+    }
+
+    /// `st_size` of the root directory.
+    pub(super) const fn entries(&self) -> u64 {
+        match self {
+            Self::Directory { size, .. } => *size,
+            Self::Single { .. } => 1,
+            Self::Names => 0,
+        }
+    }
+}

@@ -1,0 +1,33 @@
+use std::{io, path::PathBuf};
+
+use crate::{
+    model::{DirectoryError, ManifestError, NameError, TargetError},
+    remote::RemoteError,
+};
+
+/// Why nothing was imported.
+#[derive(Debug, thiserror::Error)]
+pub enum ImportError {
+    #[error("cannot read {path:?}: {source}")]
+    Read { path: PathBuf, source: io::Error },
+    #[error(
+        "{path:?} is {kind}, which a tree cannot hold; leave it out, or pass --skip-special to leave all such files out"
+    )]
+    Special { path: PathBuf, kind: &'static str },
+    #[error("{path:?}: {source}")]
+    Name { path: PathBuf, source: NameError },
+    #[error("{path:?} is {source}")]
+    Target { path: PathBuf, source: TargetError },
+    #[error(transparent)]
+    Directory(#[from] DirectoryError),
+    #[error(transparent)]
+    Manifest(#[from] ManifestError),
+    #[error(transparent)]
+    Remote(#[from] RemoteError),
+    #[error("the archive cannot be read: {0}")]
+    Archive(io::Error),
+    #[error("the archive has an entry {path:?}: {reason}")]
+    Entry { path: PathBuf, reason: String },
+    #[error("the import was stopped")]
+    Stopped,
+}

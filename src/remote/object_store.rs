@@ -1,0 +1,344 @@
+use std::{
+    error::Error,
+    path::{Path as FsPath, PathBuf},
+    sync::{Arc, OnceLock},
+};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::{StreamExt, TryStreamExt};
+use object_store::{ObjectStore, ObjectStoreExt, local::LocalFileSystem, path::Path};
+
+use super::{Closure, Object, Publish, Remote, RemoteError, layout};
+use crate::{
+    model::{Digest, Manifest, Name, Node},
+    proto,
+};
+
+/// How many directories of a closure are decoded ahead of their reader.
+const CLOSURE_AHEAD: usize = 256;
+/// How many root names are read at once.
+const ROOTS_AT_ONCE: usize = 16;
+/// The largest object that is read which has no announced size, in bytes: closures, manifests and names.
+const MAX_METADATA: u64 = 1 << 30;
+
+/// A store in the object store layout of tvix and snix.
+#[derive(Debug)]
+pub struct ObjectStoreRemote {
+    directory: PathBuf,
+    address: Arc<str>,
+    /// Opened at the first use that finds the directory: it may be on a disk that is attached later.
+    store: OnceLock<Arc<dyn ObjectStore>>,
+}
+
+impl ObjectStoreRemote {
+    /// The store in a directory, which need not be there yet.
+    #[must_use]
+    pub fn directory(path: &FsPath) -> Self {
+        Self {
+            directory: path.to_owned(),
+            address: format!("objectstore+file://{}", path.display()).into(),
+            store: OnceLock::new(),
+        }
+    }
+
+    /// The store in a directory, which is created when it is not there.
+    ///
+    /// # Errors
+    /// When the directory cannot be created or opened.
+    pub fn create_directory(path: &FsPath) -> Result<Self, RemoteError> {
+        let remote = Self::directory(path);
+        std::fs::create_dir_all(path)
+            .map_err(|error| remote.write_failed(Object::Store, error))?;
+        remote.store()?;
+        Ok(remote)
+    }
+
+    fn store(&self) -> Result<&Arc<dyn ObjectStore>, RemoteError> {
+        if let Some(store) = self.store.get() {
+            return Ok(store);
+        }
+        let failed = |cause| RemoteError::Read {
+            remote: Arc::clone(&self.address),
+            object: Object::Store,
+            cause,
+        };
+        if !self.directory.is_dir() {
+            let cause = "the directory is not there; `castore import` makes it".into();
+            return Err(failed(Arc::new(std::io::Error::other::<String>(cause))));
+        }
+        let store = LocalFileSystem::new_with_prefix(&self.directory)
+            .map_err(|error| failed(Arc::new(error)))?;
+        Ok(self.store.get_or_init(|| Arc::new(store)))
+    }
+
+    fn read_failed(&self, object: Object, error: object_store::Error) -> RemoteError {
+        let remote = Arc::clone(&self.address);
+        match error {
+            object_store::Error::NotFound { .. } => RemoteError::NotFound { remote, object },
+            error => RemoteError::Read {
+                remote,
+                object,
+                cause: Arc::new(error),
+            },
+        }
+    }
+
+    fn write_failed(
+        &self,
+        object: Object,
+        error: impl Error + Send + Sync + 'static,
+    ) -> RemoteError {
+        RemoteError::Write {
+            remote: Arc::clone(&self.address),
+            object,
+            cause: Arc::new(error),
+        }
+    }
+
+    fn corrupt(&self, object: Object, error: impl Error + Send + Sync + 'static) -> RemoteError {
+        RemoteError::Corrupt {
+            remote: Arc::clone(&self.address),
+            object,
+            cause: Arc::new(error),
+        }
+    }
+
+    async fn get(&self, object: &Object, key: &Path, max: u64) -> Result<Bytes, RemoteError> {
+        let failed = |error| self.read_failed(object.clone(), error);
+        let result = self.store()?.get(key).await.map_err(failed)?;
+        if result.meta.size > max {
+            let error = std::io::Error::other(format!(
+                "the object has {} bytes; at most {max} are accepted",
+                result.meta.size
+            ));
+            return Err(self.corrupt(object.clone(), error));
+        }
+        result.bytes().await.map_err(failed)
+    }
+
+    async fn put(&self, object: Object, key: &Path, bytes: Vec<u8>) -> Result<(), RemoteError> {
+        self.store()?
+            .put(key, bytes.into())
+            .await
+            .map_err(|error| self.write_failed(object, error))?;
+        Ok(())
+    }
+
+    /// The object's size in bytes, 0 when it is not there. A machine that crashed while it imported can leave empty
+    /// files behind; those count as missing, so that they are written again.
+    async fn size(&self, object: Object, key: &Path) -> Result<u64, RemoteError> {
+        match self.store()?.head(key).await {
+            Ok(meta) => Ok(meta.size),
+            Err(error) => match self.read_failed(object, error) {
+                RemoteError::NotFound { .. } => Ok(0),
+                error => Err(error),
+            },
+        }
+    }
+
+    async fn root_at(&self, name: &Name, key: &Path) -> Result<Node, RemoteError> {
+        let object = Object::Root(name.clone());
+        let bytes = self.get(&object, key, MAX_METADATA).await?;
+        proto::decode_node(&bytes)
+            .map(|(_, node)| node)
+            .map_err(|error| self.corrupt(object, error))
+    }
+
+    fn root_key(&self, name: &Name) -> Result<Path, RemoteError> {
+        layout::root_key(name)
+            .map_err(|error| self.write_failed(Object::Root(name.clone()), error))
+    }
+}
+
+/// Runs what takes the processor for long away from the threads that wait for the network.
+async fn off_thread<T: Send + 'static>(
+    work: impl FnOnce() -> std::io::Result<T> + Send + 'static,
+) -> std::io::Result<T> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(std::io::Error::other)?
+}
+
+#[async_trait]
+impl Remote for ObjectStoreRemote {
+    fn address(&self) -> &str {
+        &self.address
+    }
+
+    async fn manifest(&self, blob: Digest, size: u64) -> Result<Manifest, RemoteError> {
+        let object = Object::Blob(blob);
+        if size == 0 && blob == Digest::empty() {
+            return Ok(Manifest::whole(blob, 0));
+        }
+        let bytes = self
+            .get(&object, &layout::blob_key(blob), MAX_METADATA)
+            .await?;
+        let manifest = proto::decode_manifest(&bytes)
+            .map_err(|error| self.corrupt(object.clone(), error))?
+            .unwrap_or_else(|| Manifest::whole(blob, size));
+        if manifest.size() != size {
+            let error = std::io::Error::other(format!(
+                "its chunks have {} bytes instead of {size}",
+                manifest.size()
+            ));
+            return Err(self.corrupt(object, error));
+        }
+        Ok(manifest)
+    }
+
+    async fn chunk(&self, chunk: Digest, size: u64) -> Result<Bytes, RemoteError> {
+        let object = Object::Chunk(chunk);
+        // A frame is never much longer than its content.
+        let max = size.saturating_add(size / 128).saturating_add(1 << 10);
+        let frame = self.get(&object, &layout::chunk_key(chunk), max).await?;
+        off_thread(move || layout::decompress(&frame, size))
+            .await
+            .map(Bytes::from)
+            .map_err(|error| self.corrupt(object, error))
+    }
+
+    async fn closure(&self, root: Digest) -> Result<Closure, RemoteError> {
+        let object = Object::Directory(root);
+        if root == Digest::empty() {
+            return Ok(futures::stream::iter([Ok(Bytes::new())]).boxed());
+        }
+        let stream = self
+            .get(&object, &layout::closure_key(root), MAX_METADATA)
+            .await?;
+        let address = Arc::clone(&self.address);
+        let (sender, receiver) = tokio::sync::mpsc::channel(CLOSURE_AHEAD);
+        // Ends when the reader drops the stream: the channel is closed then.
+        drop(tokio::task::spawn_blocking(move || {
+            let records = layout::ClosureReader::new(&stream).map(|mut reader| {
+                std::iter::from_fn(move || reader.next().transpose())
+            });
+            let (records, failed) = match records {
+                Ok(records) => (Some(records), None),
+                Err(error) => (None, Some(Err(error))),
+            };
+            for record in records.into_iter().flatten().chain(failed) {
+                let last = record.is_err();
+                let record = record.map_err(|error| RemoteError::Corrupt {
+                    remote: Arc::clone(&address),
+                    object: object.clone(),
+                    cause: Arc::new(error),
+                });
+                if sender.blocking_send(record).is_err() || last {
+                    return;
+                }
+            }
+        }));
+        let records = futures::stream::unfold(receiver, |mut receiver| async move {
+            receiver.recv().await.map(|record| (record, receiver))
+        });
+        Ok(records.boxed())
+    }
+
+    async fn root(&self, name: &Name) -> Result<Node, RemoteError> {
+        self.root_at(name, &self.root_key(name)?).await
+    }
+
+    async fn roots(&self) -> Result<Vec<(Name, Node)>, RemoteError> {
+        let prefix = layout::roots_prefix();
+        let mut roots: Vec<_> = self
+            .store()?
+            .list(Some(&prefix))
+            .map_err(|error| self.read_failed(Object::Roots, error))
+            .map_ok(|meta| async move {
+                let name = match layout::root_name(meta.location.filename().unwrap_or_default()) {
+                    Ok(name) => name,
+                    Err(error) => {
+                        tracing::warn!(key = %meta.location, %error, "not a root name");
+                        return Ok(None);
+                    }
+                };
+                match self.root_at(&name, &meta.location).await {
+                    Ok(node) => Ok(Some((name, node))),
+                    // Removed between the listing and the reading.
+                    Err(RemoteError::NotFound { .. }) => Ok(None),
+                    Err(error @ RemoteError::Corrupt { .. }) => {
+                        tracing::warn!(%error, "root name left out");
+                        Ok(None)
+                    }
+                    Err(error) => Err(error),
+                }
+            })
+            .try_buffer_unordered(ROOTS_AT_ONCE)
+            .try_filter_map(|root| async move { Ok(root) })
+            .try_collect()
+            .await?;
+        roots.sort_by(|a, b| a.0.cmp(&b.0));
+        Ok(roots)
+    }
+}
+
+#[async_trait]
+impl Publish for ObjectStoreRemote {
+    async fn has_blob(&self, blob: Digest) -> Result<bool, RemoteError> {
+        let key = layout::blob_key(blob);
+        // No bytes are the manifest of a blob that is one chunk, so an empty object says nothing without that chunk.
+        let object = Object::Blob(blob);
+        match self.store()?.head(&key).await {
+            Ok(meta) if meta.size > 0 => Ok(true),
+            Ok(_) => self.has_chunk(blob).await,
+            Err(error) => match self.read_failed(object, error) {
+                RemoteError::NotFound { .. } => Ok(false),
+                error => Err(error),
+            },
+        }
+    }
+
+    async fn has_chunk(&self, chunk: Digest) -> Result<bool, RemoteError> {
+        let key = layout::chunk_key(chunk);
+        Ok(self.size(Object::Chunk(chunk), &key).await? > 0)
+    }
+
+    async fn has_closure(&self, root: Digest) -> Result<bool, RemoteError> {
+        let key = layout::closure_key(root);
+        Ok(self.size(Object::Directory(root), &key).await? > 0)
+    }
+
+    async fn put_chunk(&self, chunk: Digest, bytes: Bytes) -> Result<(), RemoteError> {
+        let object = Object::Chunk(chunk);
+        let frame = off_thread(move || layout::compress(&bytes))
+            .await
+            .map_err(|error| self.write_failed(object.clone(), error))?;
+        self.put(object, &layout::chunk_key(chunk), frame).await
+    }
+
+    async fn put_manifest(&self, blob: Digest, manifest: &Manifest) -> Result<(), RemoteError> {
+        let bytes = proto::encode_manifest(manifest);
+        self.put(Object::Blob(blob), &layout::blob_key(blob), bytes)
+            .await
+    }
+
+    async fn put_closure(&self, root: Digest, directories: Vec<Bytes>) -> Result<(), RemoteError> {
+        let object = Object::Directory(root);
+        let stream = off_thread(move || layout::compress_closure(&directories))
+            .await
+            .map_err(|error| self.write_failed(object.clone(), error))?;
+        self.put(object, &layout::closure_key(root), stream).await
+    }
+
+    async fn put_root(&self, name: &Name, node: &Node) -> Result<(), RemoteError> {
+        let key = self.root_key(name)?;
+        let bytes = proto::encode_node(name, node);
+        self.put(Object::Root(name.clone()), &key, bytes).await
+    }
+
+    async fn remove_root(&self, name: &Name) -> Result<bool, RemoteError> {
+        match self.store()?.delete(&self.root_key(name)?).await {
+            Ok(()) => Ok(true),
+            Err(object_store::Error::NotFound { .. }) => Ok(false),
+            Err(error) => Err(self.write_failed(Object::Root(name.clone()), error)),
+        }
+    }
+
+    async fn sync(&self) -> Result<(), RemoteError> {
+        let directory = self.directory.clone();
+        off_thread(move || Ok(rustix::fs::syncfs(std::fs::File::open(directory)?)?))
+            .await
+            .map_err(|error| self.write_failed(Object::Store, error))
+    }
+}
