@@ -6,7 +6,10 @@
 
 #![cfg_attr(
     test,
-    allow(clippy::disallowed_methods, reason = "what `tokio::test` expands to blocks on a future")
+    allow(
+        clippy::disallowed_methods,
+        reason = "what `tokio::test` expands to blocks on a future"
+    )
 )]
 
 pub mod cache;

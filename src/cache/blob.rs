@@ -15,11 +15,7 @@ pub struct Blob {
 }
 
 impl Blob {
-    pub(super) fn new(
-        digest: Digest,
-        manifest: Manifest,
-        places: Vec<Option<Location>>,
-    ) -> Self {
+    pub(super) fn new(digest: Digest, manifest: Manifest, places: Vec<Option<Location>>) -> Self {
         debug_assert_eq!(places.len(), manifest.chunks().len());
         Self {
             digest,

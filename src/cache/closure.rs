@@ -197,7 +197,9 @@ impl Cache {
             }
         }
         self.write_directories(batch).await;
-        let missing = expected.difference(&seen).find(|digest| **digest != Digest::empty());
+        let missing = expected
+            .difference(&seen)
+            .find(|digest| **digest != Digest::empty());
         match missing {
             Some(digest) => Err(CacheError::IncompleteClosure {
                 root,

@@ -80,9 +80,7 @@ impl Quota {
     /// The smaller of 20 % of the filesystem and 50 GiB.
     #[must_use]
     pub fn default_for(filesystem: u64) -> u64 {
-        Self::Share(20_00)
-            .bytes(filesystem)
-            .min(Self::DEFAULT_MAX)
+        Self::Share(20_00).bytes(filesystem).min(Self::DEFAULT_MAX)
     }
 
     /// In bytes, on a filesystem of `filesystem` bytes.
@@ -165,7 +163,17 @@ mod tests {
         ] {
             assert_eq!(text.parse(), Ok(quota), "{text}");
         }
-        for text in ["", "GiB", "1GB", "-1", "1e9", "101%", "1.2.3", "20 GiB!", "9999999999TiB"] {
+        for text in [
+            "",
+            "GiB",
+            "1GB",
+            "-1",
+            "1e9",
+            "101%",
+            "1.2.3",
+            "20 GiB!",
+            "9999999999TiB",
+        ] {
             assert!(text.parse::<Quota>().is_err(), "{text}");
         }
     }

@@ -34,7 +34,10 @@ pub enum CacheError {
     #[error(transparent)]
     Guard(#[from] GuardError),
     #[error("{path:?}: {cause}")]
-    Io { path: PathBuf, cause: Arc<io::Error> },
+    Io {
+        path: PathBuf,
+        cause: Arc<io::Error>,
+    },
     #[error("the index of the cache {path:?}: {cause}")]
     Index {
         path: PathBuf,
@@ -49,7 +52,9 @@ pub enum CacheError {
         found: i64,
         known: i64,
     },
-    #[error("a cache of {bytes} bytes is too small; give it at least {minimum} bytes with --cache-size")]
+    #[error(
+        "a cache of {bytes} bytes is too small; give it at least {minimum} bytes with --cache-size"
+    )]
     TooSmall { bytes: u64, minimum: u64 },
     #[error("a fetch ended without a result")]
     Aborted,

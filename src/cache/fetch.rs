@@ -29,6 +29,10 @@ use crate::{
 /// smaller chunks, so the answer is nearly always there.
 const ONE_CHUNK: u64 = 128 << 10;
 
+/// A blob up to this size, in bytes, is looked up in the index by the thread that answers the reader: a few rows are read
+/// sooner than another thread is woken.
+const LOOKED_UP_HERE: u64 = 16 << 20;
+
 /// The cache: two tiers over the remotes.
 pub struct Cache {
     pub(super) store: Arc<Store>,
@@ -52,7 +56,7 @@ impl fmt::Debug for Cache {
     }
 }
 
-// What is at hand: never waits for the network, and for the disk only as a look at metadata.
+// What is at hand: never waits for the network, and for the disk as little as a few rows of the index.
 impl Cache {
     /// Opens the cache in a directory, over remotes. Costs the same however full it is.
     ///
@@ -105,9 +109,24 @@ impl Cache {
         self.memory.directories.get(&digest)
     }
 
+    /// A blob that is in memory, or a short one of which the index tells all.
     #[must_use]
     pub fn blob_at_hand(&self, digest: Digest, size: u64) -> Option<Arc<Blob>> {
-        self.memory.blobs.get(&(digest, size))
+        if let Some(blob) = self.memory.blobs.get(&(digest, size)) {
+            return Some(blob);
+        }
+        if size > LOOKED_UP_HERE {
+            return None;
+        }
+        let (manifest, places) = self
+            .store
+            .index
+            .read(|connection| known_blob(connection, digest, size))
+            .ok()
+            .flatten()?;
+        let blob = Arc::new(Blob::new(digest, manifest, places));
+        self.memory.blobs.insert((digest, size), Arc::clone(&blob));
+        Some(blob)
     }
 
     /// A part of a chunk, if its bytes are in memory or in a file where they are known to be right.
@@ -139,7 +158,10 @@ impl Cache {
 
     fn trusted_place(&self, blob: &Blob, position: usize) -> Option<ChunkData> {
         let place = blob.place(position)?;
-        let file = self.store.files.get(place.file)?;
+        let Ok(Some(file)) = self.store.open_file(place.file, &self.commands) else {
+            blob.set_place(position, None);
+            return None;
+        };
         match file.trust(place.offset) {
             Trust::Verified => {
                 file.touch(index::now());
@@ -161,7 +183,11 @@ impl Cache {
     ///
     /// # Errors
     /// When it is neither in the index nor to be had from a remote.
-    pub async fn blob(self: &Arc<Self>, digest: Digest, size: u64) -> Result<Arc<Blob>, CacheError> {
+    pub async fn blob(
+        self: &Arc<Self>,
+        digest: Digest,
+        size: u64,
+    ) -> Result<Arc<Blob>, CacheError> {
         if let Some(blob) = self.blob_at_hand(digest, size) {
             return Ok(blob);
         }
@@ -332,20 +358,7 @@ impl Cache {
             return Ok(Blob::new(digest, Manifest::whole(digest, 0), Vec::new()));
         }
         let known = self
-            .query(move |connection| {
-                let manifest = if size <= ONE_CHUNK {
-                    Some(Manifest::whole(digest, size))
-                } else if let Some(manifest) = index::manifest(connection, digest)? {
-                    Some(manifest)
-                } else {
-                    index::chunk(connection, digest)?
-                        .map(|(_, chunk_size)| Manifest::whole(digest, chunk_size))
-                };
-                match manifest.filter(|manifest| manifest.size() == size) {
-                    Some(manifest) => places(connection, &manifest).map(|at| Some((manifest, at))),
-                    None => Ok(None),
-                }
-            })
+            .query(move |connection| known_blob(connection, digest, size))
             .await?;
         if let Some((manifest, places)) = known {
             return Ok(Blob::new(digest, manifest, places));
@@ -385,8 +398,7 @@ impl Cache {
             }
             bytes => bytes.inspect_err(|error| self.count_rejected(error))?,
         };
-        self.stats
-            .add(Counter::FetchedBytes, bytes.len() as u64);
+        self.stats.add(Counter::FetchedBytes, bytes.len() as u64);
         self.memory.chunks.insert(chunk.digest, bytes.clone());
         self.store
             .set_pending(chunk.digest, Pending::Queued(bytes.clone()));
@@ -437,11 +449,7 @@ impl Cache {
 
     /// A chunk from the writer's queue or from a data file; verified where that has not been done under the file's
     /// present stamp. Blocks on the disk.
-    fn find_on_disk(
-        &self,
-        blob: &Blob,
-        position: usize,
-    ) -> Result<Option<ChunkData>, CacheError> {
+    fn find_on_disk(&self, blob: &Blob, position: usize) -> Result<Option<ChunkData>, CacheError> {
         let Some(chunk) = blob.chunk(position) else {
             return Ok(None);
         };
@@ -452,10 +460,9 @@ impl Cache {
             None => self.store.locate(chunk.digest)?,
         };
         let found = match location {
-            Some((location, size)) if size == chunk.size => {
-                self.open_verified(chunk.digest, location, size)?
-                    .map(|file| (file, location))
-            }
+            Some((location, size)) if size == chunk.size => self
+                .open_verified(chunk.digest, location, size)?
+                .map(|file| (file, location)),
             Some(_) | None => None,
         };
         blob.set_place(position, found.as_ref().map(|(_, location)| *location));
@@ -498,10 +505,27 @@ impl Cache {
     }
 }
 
-fn places(
+/// A blob's manifest and the places of its chunks, where the manifest is known. One that may be a single chunk is taken
+/// for one.
+fn known_blob(
     connection: &Connection,
-    manifest: &Manifest,
-) -> rusqlite::Result<Vec<Option<Location>>> {
+    digest: Digest,
+    size: u64,
+) -> rusqlite::Result<Option<(Manifest, Vec<Option<Location>>)>> {
+    let manifest = if size <= ONE_CHUNK {
+        Some(Manifest::whole(digest, size))
+    } else if let Some(manifest) = index::manifest(connection, digest)? {
+        Some(manifest)
+    } else {
+        index::chunk(connection, digest)?.map(|(_, chunk_size)| Manifest::whole(digest, chunk_size))
+    };
+    match manifest.filter(|manifest| manifest.size() == size) {
+        Some(manifest) => places(connection, &manifest).map(|at| Some((manifest, at))),
+        None => Ok(None),
+    }
+}
+
+fn places(connection: &Connection, manifest: &Manifest) -> rusqlite::Result<Vec<Option<Location>>> {
     manifest
         .chunks()
         .iter()

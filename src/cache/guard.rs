@@ -17,9 +17,17 @@ const REFUSED: [(i64, &str); 4] = [
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum GuardError {
     #[error("the cache directory {path:?} cannot be made: {cause}")]
-    Create { path: PathBuf, cause: Arc<io::Error> },
-    #[error("the cache directory {path:?} cannot be written: {cause}; name another one with --cache-dir")]
-    Write { path: PathBuf, cause: Arc<io::Error> },
+    Create {
+        path: PathBuf,
+        cause: Arc<io::Error>,
+    },
+    #[error(
+        "the cache directory {path:?} cannot be written: {cause}; name another one with --cache-dir"
+    )]
+    Write {
+        path: PathBuf,
+        cause: Arc<io::Error>,
+    },
     #[error(
         "the cache directory {path:?} is on {kind}, where the index (SQLite) is not safe; \
          name one on a local disk with --cache-dir"
@@ -55,8 +63,11 @@ pub fn prepare(path: &Path) -> Result<PathBuf, GuardError> {
     if let Some((_, kind)) = REFUSED.iter().find(|(refused, _)| *refused == magic) {
         return Err(GuardError::Network { path, kind });
     }
-    rustix::fs::access(&path, rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK)
-        .map_err(|error| write_failed(error.into()))?;
+    rustix::fs::access(
+        &path,
+        rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK,
+    )
+    .map_err(|error| write_failed(error.into()))?;
     fs::create_dir_all(path.join("data")).map_err(write_failed)?;
     Ok(path)
 }
@@ -70,7 +81,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a/cache");
         let made = prepare(&path).unwrap();
-        assert_eq!(fs::metadata(&made).unwrap().permissions().mode() & 0o777, 0o700);
+        assert_eq!(
+            fs::metadata(&made).unwrap().permissions().mode() & 0o777,
+            0o700
+        );
         assert_eq!(prepare(&path).unwrap(), made);
     }
 
@@ -79,6 +93,9 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         let error = prepare(file.path()).unwrap_err();
         assert!(matches!(error, GuardError::Create { .. }));
-        assert!(matches!(prepare(Path::new("/proc/self/nothing")), Err(GuardError::Create { .. })));
+        assert!(matches!(
+            prepare(Path::new("/proc/self/nothing")),
+            Err(GuardError::Create { .. })
+        ));
     }
 }

@@ -245,7 +245,10 @@ pub(super) fn file(connection: &Connection, number: u64) -> rusqlite::Result<Opt
 }
 
 /// The file that has a blob's natural offsets.
-pub(super) fn blob_file(connection: &Connection, blob: Digest) -> rusqlite::Result<Option<FileRow>> {
+pub(super) fn blob_file(
+    connection: &Connection,
+    blob: Digest,
+) -> rusqlite::Result<Option<FileRow>> {
     connection
         .prepare_cached("SELECT number, length, bytes, stamp FROM files WHERE blob = ?")?
         .query_row([blob.as_bytes()], file_row)

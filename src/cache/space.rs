@@ -74,8 +74,8 @@ pub(super) fn make_room(
         return Ok(Some(victims));
     }
     touch(connection, &uses())?;
-    let mut oldest = connection
-        .prepare_cached("SELECT number, bytes FROM files ORDER BY used_at, number")?;
+    let mut oldest =
+        connection.prepare_cached("SELECT number, bytes FROM files ORDER BY used_at, number")?;
     let mut rows = oldest.query([])?;
     while !fits(data, free) {
         let Some(row) = rows.next()? else {
@@ -134,7 +134,10 @@ mod tests {
             connection
                 .execute(
                     "INSERT INTO files (length, bytes, used_at) VALUES (?1, ?1, ?2)",
-                    params![index::signed(*bytes).unwrap(), index::signed(*used_at).unwrap()],
+                    params![
+                        index::signed(*bytes).unwrap(),
+                        index::signed(*used_at).unwrap()
+                    ],
                 )
                 .unwrap();
         }
@@ -158,8 +161,14 @@ mod tests {
     fn the_least_recently_used_goes_first() {
         let connection = connection(&[(10, 3), (10, 1), (10, 2)]);
         let quota = room(35, 0, 0, 1000);
-        assert_eq!(numbers(make_room(&connection, &quota, 5, Vec::new).unwrap()), Some(vec![]));
-        assert_eq!(numbers(make_room(&connection, &quota, 6, || vec![(2, 9)]).unwrap()), Some(vec![3]));
+        assert_eq!(
+            numbers(make_room(&connection, &quota, 5, Vec::new).unwrap()),
+            Some(vec![])
+        );
+        assert_eq!(
+            numbers(make_room(&connection, &quota, 6, || vec![(2, 9)]).unwrap()),
+            Some(vec![3])
+        );
         assert_eq!(index::data_bytes(&connection).unwrap(), 20);
     }
 
@@ -167,10 +176,19 @@ mod tests {
     fn free_space_and_other_files_count() {
         let connection = connection(&[(10, 1), (10, 2)]);
         let tight = room(1000, 0, 20, 15);
-        assert_eq!(numbers(make_room(&connection, &tight, 5, Vec::new).unwrap()), Some(vec![1]));
+        assert_eq!(
+            numbers(make_room(&connection, &tight, 5, Vec::new).unwrap()),
+            Some(vec![1])
+        );
         let index_full = room(25, 12, 0, 1000);
-        assert_eq!(numbers(make_room(&connection, &index_full, 10, Vec::new).unwrap()), Some(vec![2]));
-        assert_eq!(make_room(&connection, &index_full, 14, Vec::new).unwrap(), None);
+        assert_eq!(
+            numbers(make_room(&connection, &index_full, 10, Vec::new).unwrap()),
+            Some(vec![2])
+        );
+        assert_eq!(
+            make_room(&connection, &index_full, 14, Vec::new).unwrap(),
+            None
+        );
     }
 
     #[test]

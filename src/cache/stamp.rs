@@ -42,7 +42,11 @@ fn boot_id() -> &'static str {
     BOOT_ID.get_or_init(|| {
         std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_else(|_| {
             // Without one, no stamp may outlive this process.
-            format!("pid {} at {:?}", std::process::id(), std::time::SystemTime::now())
+            format!(
+                "pid {} at {:?}",
+                std::process::id(),
+                std::time::SystemTime::now()
+            )
         })
     })
 }

@@ -89,7 +89,9 @@ impl Store {
     }
 
     fn set_quota(&self, size: Option<Quota>) -> Result<(), CacheError> {
-        let filesystem = self.filesystem().map_err(|error| CacheError::io(&self.dir, error))?;
+        let filesystem = self
+            .filesystem()
+            .map_err(|error| CacheError::io(&self.dir, error))?;
         let explicit = size.map(|quota| quota.bytes(filesystem.total));
         if let Some(bytes) = explicit
             && bytes < Self::MIN_QUOTA
@@ -99,7 +101,9 @@ impl Store {
                 minimum: Self::MIN_QUOTA,
             });
         }
-        let known = self.index.read(|connection| index::meta(connection, "quota"))?;
+        let known = self
+            .index
+            .read(|connection| index::meta(connection, "quota"))?;
         let wanted = explicit
             .or(known)
             .unwrap_or_else(|| Quota::default_for(filesystem.total).max(Self::MIN_QUOTA));
@@ -133,7 +137,8 @@ impl Store {
 
     /// Where a chunk lies, with its size, as the index says. Blocks on the disk.
     pub(super) fn locate(&self, digest: Digest) -> Result<Option<(Location, u64)>, CacheError> {
-        self.index.read(|connection| index::chunk(connection, digest))
+        self.index
+            .read(|connection| index::chunk(connection, digest))
     }
 
     /// Opens a data file for reading; `None` when it was evicted. Blocks on the disk.
@@ -145,7 +150,9 @@ impl Store {
         if let Some(file) = self.files.get(number) {
             return Ok(Some(file));
         }
-        let row = self.index.read(|connection| index::file(connection, number))?;
+        let row = self
+            .index
+            .read(|connection| index::file(connection, number))?;
         let Some(row) = row else {
             return Ok(None);
         };

@@ -109,11 +109,9 @@ impl Writer {
         self.remove_orphans();
         loop {
             let now = Instant::now();
-            let deadline = self
-                .oldest
-                .map_or(self.housekeeping_at, |oldest| {
-                    (oldest + COMMIT_AFTER).min(self.housekeeping_at)
-                });
+            let deadline = self.oldest.map_or(self.housekeeping_at, |oldest| {
+                (oldest + COMMIT_AFTER).min(self.housekeeping_at)
+            });
             match commands.recv_timeout(deadline.saturating_duration_since(now)) {
                 Ok(first) => {
                     let mut batch = vec![first];
@@ -129,7 +127,9 @@ impl Writer {
                 Err(mpsc::RecvTimeoutError::Timeout) => {}
                 Err(mpsc::RecvTimeoutError::Disconnected) => break,
             }
-            let due = self.oldest.is_some_and(|oldest| oldest.elapsed() >= COMMIT_AFTER);
+            let due = self
+                .oldest
+                .is_some_and(|oldest| oldest.elapsed() >= COMMIT_AFTER);
             if due || self.uncommitted_bytes >= COMMIT_BYTES {
                 self.commit();
             }
@@ -189,7 +189,10 @@ impl Writer {
 
     fn chunks(&mut self, chunks: Vec<NewChunk>) {
         let mut left = self.new_ones(chunks);
-        if self.paused_until.is_some_and(|until| Instant::now() < until) {
+        if self
+            .paused_until
+            .is_some_and(|until| Instant::now() < until)
+        {
             self.give_up(left);
             return;
         }
@@ -382,7 +385,9 @@ impl Writer {
             .open(path)?;
         made.set_len(row.length)?;
         self.new_files = true;
-        let open = self.open_for_writing(row)?.ok_or(io::ErrorKind::WouldBlock)?;
+        let open = self
+            .open_for_writing(row)?
+            .ok_or(io::ErrorKind::WouldBlock)?;
         // Nothing is in it but what this process will write.
         open.file.trust_all();
         match target {
@@ -509,16 +514,23 @@ impl Writer {
             Ok(victims) => self.remove(&victims),
             Err(error) => tracing::warn!(%error, "the housekeeping of the cache failed"),
         }
-        let _ = self.connection.execute_batch("PRAGMA incremental_vacuum(1000)");
+        let _ = self
+            .connection
+            .execute_batch("PRAGMA incremental_vacuum(1000)");
     }
 
     /// Unlinks files whose rows are gone.
     fn remove(&mut self, victims: &[Victim]) {
         for victim in victims {
-            if self.segment.as_ref().is_some_and(|s| s.number == victim.number) {
+            if self
+                .segment
+                .as_ref()
+                .is_some_and(|s| s.number == victim.number)
+            {
                 self.segment = None;
             }
-            self.blob_files.retain(|_, open| open.file.number() != victim.number);
+            self.blob_files
+                .retain(|_, open| open.file.number() != victim.number);
             self.store.files.remove(victim.number);
             self.store.stats.add(Counter::EvictedBytes, victim.bytes);
             self.unlink(victim.number);
@@ -550,7 +562,9 @@ impl Writer {
         let names = std::fs::read_dir(self.store.files.dir());
         for entry in names.into_iter().flatten().flatten() {
             let name = entry.file_name();
-            let number = name.to_str().and_then(|name| u64::from_str_radix(name, 16).ok());
+            let number = name
+                .to_str()
+                .and_then(|name| u64::from_str_radix(name, 16).ok());
             // A row is always there before its file, so a file that was listed and has none is nobody's.
             if let Some(number) = number
                 && matches!(index::file(&self.connection, number), Ok(None))
@@ -584,7 +598,10 @@ impl Writer {
     /// Forgets a row whose file is missing or has the wrong length.
     fn remove_broken(&mut self, number: u64) {
         let path = self.store.files.path(number);
-        tracing::warn!(?path, "the data file is missing or damaged; its chunks will be fetched again");
+        tracing::warn!(
+            ?path,
+            "the data file is missing or damaged; its chunks will be fetched again"
+        );
         let result = self.store.index.write(&mut self.connection, |connection| {
             space::delete_file(connection, number)
         });
@@ -710,9 +727,9 @@ enum Row {
 impl Row {
     fn write(&self, connection: &Connection) -> rusqlite::Result<()> {
         match self {
-            Self::Directories(directories) => directories
-                .iter()
-                .try_for_each(|(digest, bytes)| index::insert_directory(connection, *digest, bytes)),
+            Self::Directories(directories) => directories.iter().try_for_each(|(digest, bytes)| {
+                index::insert_directory(connection, *digest, bytes)
+            }),
             Self::Manifest(blob, manifest) => index::insert_manifest(connection, *blob, manifest),
             Self::Name(name, node) => index::insert_name(connection, name, node),
             Self::ForgetName(name) => index::delete_name(connection, name),

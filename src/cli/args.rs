@@ -13,7 +13,12 @@ pub(super) struct RemoteArgs {
     /// objectstore+file:///absolute/path is a directory in the object store layout of tvix and snix. The default is
     /// the user's own store, to which `castore import` writes ($XDG_DATA_HOME/castore/store, or
     /// /var/lib/castore/store for root).
-    #[arg(long, env = "CASTORE_REMOTE", value_name = "URL", value_delimiter = ',')]
+    #[arg(
+        long,
+        env = "CASTORE_REMOTE",
+        value_name = "URL",
+        value_delimiter = ','
+    )]
     pub(super) remote: Vec<String>,
 }
 
@@ -61,7 +66,12 @@ pub(super) struct CacheArgs {
     pub(super) cache_size: Option<Quota>,
 
     /// Space on the cache's disk that is left free
-    #[arg(long, env = "CASTORE_MIN_FREE", value_name = "SIZE", default_value = "5%")]
+    #[arg(
+        long,
+        env = "CASTORE_MIN_FREE",
+        value_name = "SIZE",
+        default_value = "5%"
+    )]
     pub(super) min_free: Quota,
 
     /// Memory for cached values and bytes in flight [default: 256MiB, or a quarter of the cgroup's limit]

@@ -67,7 +67,9 @@ impl Control {
                 let counters = fs.cache().stats().iter();
                 let status = MountStatus {
                     inodes: fs.inode_count(),
-                    counters: counters.map(|(name, value)| (name.to_owned(), value)).collect(),
+                    counters: counters
+                        .map(|(name, value)| (name.to_owned(), value))
+                        .collect(),
                     errors: fs.troubles(),
                     ..status.clone()
                 };

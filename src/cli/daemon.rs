@@ -37,7 +37,9 @@ pub(super) fn start() -> anyhow::Result<()> {
         READY => Ok(()),
         "" => {
             let status = child.wait()?;
-            bail!("the background process ended without a word ({status}); see its log in the cache directory")
+            bail!(
+                "the background process ended without a word ({status}); see its log in the cache directory"
+            )
         }
         reason => bail!("{reason}"),
     }

@@ -4,12 +4,21 @@ use anyhow::bail;
 
 /// Options of `mount(8)` that say nothing to us: the mount is read-only, nosuid and nodev whatever they say.
 const IGNORED: [&str; 22] = [
-    "_netdev", "nofail", "defaults", "auto", "noauto", "ro", "rw", "user", "nouser", "users", "owner",
-    "group", "suid", "nosuid", "dev", "nodev", "exec", "atime", "noatime", "relatime", "async", "sync",
+    "_netdev", "nofail", "defaults", "auto", "noauto", "ro", "rw", "user", "nouser", "users",
+    "owner", "group", "suid", "nosuid", "dev", "nodev", "exec", "atime", "noatime", "relatime",
+    "async", "sync",
 ];
 /// Our options, as `--name value` or, without a value, as `--name`.
 const WITH_VALUE: [&str; 9] = [
-    "cache-dir", "cache-size", "min-free", "memory", "remote", "list-root", "xattr", "threads", "io-mode",
+    "cache-dir",
+    "cache-size",
+    "min-free",
+    "memory",
+    "remote",
+    "list-root",
+    "xattr",
+    "threads",
+    "io-mode",
 ];
 const WITHOUT_VALUE: [&str; 2] = ["all", "allow-other"];
 
@@ -64,7 +73,9 @@ fn translate(arguments: &[OsString]) -> anyhow::Result<Vec<OsString>> {
         }
     }
     let [source, mountpoint] = &positions[..] else {
-        bail!("called as mount.castore, it takes a root and a mount point: mount.castore ROOT MOUNTPOINT [-o OPTIONS]");
+        bail!(
+            "called as mount.castore, it takes a root and a mount point: mount.castore ROOT MOUNTPOINT [-o OPTIONS]"
+        );
     };
     let mut translated = vec![OsString::from("castore"), OsString::from("mount")];
     translated.append(&mut options);
@@ -97,15 +108,25 @@ mod tests {
     fn fstab_options_become_ours() {
         assert!(arguments(&words("castore mount a /mnt")).is_none());
         assert_eq!(
-            translated("/sbin/mount.castore tools /mnt -v -o rw,_netdev,nofail,x-systemd.automount,cache_size=5GiB"),
+            translated(
+                "/sbin/mount.castore tools /mnt -v -o rw,_netdev,nofail,x-systemd.automount,cache_size=5GiB"
+            ),
             Ok("castore mount --cache-size=5GiB tools /mnt".to_owned())
         );
         assert_eq!(
             translated("mount.castore none /mnt -oall,allow_other,owner=1:2"),
             Ok("castore mount --allow-other --owner=1:2 --all /mnt".to_owned())
         );
-        assert!(translated("mount.castore tools /mnt -o colour=red").unwrap_err().contains("colour=red"));
-        assert!(translated("mount.castore tools /mnt -o remote").unwrap_err().contains("needs a value"));
+        assert!(
+            translated("mount.castore tools /mnt -o colour=red")
+                .unwrap_err()
+                .contains("colour=red")
+        );
+        assert!(
+            translated("mount.castore tools /mnt -o remote")
+                .unwrap_err()
+                .contains("needs a value")
+        );
         assert!(translated("mount.castore tools").is_err());
     }
 }

@@ -15,7 +15,7 @@ use super::{
 use crate::{
     import::{self, Imported, Options, Progress},
     model::{Name, Node, SizeRule},
-    remote::{self, Remote},
+    remote,
 };
 
 /// Put a tree into a store
@@ -139,12 +139,7 @@ async fn import(args: Args, name: Option<Name>) -> anyhow::Result<()> {
 }
 
 /// Brings the tree's directories and its name into the cache that was given, so that a mount finds them there.
-async fn warm(
-    args: &Args,
-    address: &str,
-    root: &Node,
-    name: Option<&Name>,
-) -> anyhow::Result<()> {
+async fn warm(args: &Args, address: &str, root: &Node, name: Option<&Name>) -> anyhow::Result<()> {
     let remotes = RemoteArgs {
         remote: vec![address.to_owned()],
     };

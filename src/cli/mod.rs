@@ -9,6 +9,11 @@
 //! - `control`: how `status` talks to mounts
 //! - `fstab`: being called as `mount.castore`
 
+#![allow(
+    clippy::doc_markdown,
+    reason = "doc comments of arguments are help texts, which are no Markdown"
+)]
+
 mod args;
 mod cat;
 mod control;

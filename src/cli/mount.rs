@@ -1,9 +1,4 @@
-use std::{
-    path::PathBuf,
-    str::FromStr,
-    sync::Arc,
-    time::SystemTime,
-};
+use std::{path::PathBuf, str::FromStr, sync::Arc, time::SystemTime};
 
 use anyhow::{Context, bail};
 use clap::{ArgAction, ValueEnum};
@@ -29,6 +24,10 @@ use crate::{
 ///
 /// Goes to the background once the mount answers; its log is castore.log in the cache directory.
 #[derive(Debug, clap::Args)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "they are switches on a command line"
+)]
 #[command(
     override_usage = "castore mount [OPTIONS] ROOT MOUNTPOINT\n       castore mount [OPTIONS] --all MOUNTPOINT",
     after_help = "\
@@ -59,7 +58,12 @@ pub(super) struct Args {
     xattr: bool,
 
     /// User and group that everything belongs to
-    #[arg(long, env = "CASTORE_OWNER", value_name = "UID:GID", default_value = "0:0")]
+    #[arg(
+        long,
+        env = "CASTORE_OWNER",
+        value_name = "UID:GID",
+        default_value = "0:0"
+    )]
     owner: Owner,
 
     /// Let other users in; always on for root. Others need user_allow_other in /etc/fuse.conf
@@ -71,7 +75,12 @@ pub(super) struct Args {
     threads: Option<u16>,
 
     /// How files are opened: small is best for many small files, large answers each open
-    #[arg(long, env = "CASTORE_IO_MODE", value_name = "MODE", default_value = "small")]
+    #[arg(
+        long,
+        env = "CASTORE_IO_MODE",
+        value_name = "MODE",
+        default_value = "small"
+    )]
     io_mode: IoMode,
 
     /// Stay in the foreground, log to stderr and tell systemd when the mount answers
@@ -251,10 +260,9 @@ async fn serve(
 /// What the mount's root shows, and the digest for `status`.
 fn shown(root: &RootRef, node: Node) -> anyhow::Result<(Root, Option<String>)> {
     Ok(match node {
-        Node::Directory { digest, size } => (
-            Root::Directory { digest, size },
-            Some(digest.to_string()),
-        ),
+        Node::Directory { digest, size } => {
+            (Root::Directory { digest, size }, Some(digest.to_string()))
+        }
         node @ (Node::File { .. } | Node::Symlink { .. }) => {
             let digest = match &node {
                 Node::File { digest, .. } => Some(digest.to_string()),

@@ -22,8 +22,7 @@ pub(super) fn at(path: &Path) -> io::Result<Option<Mounted>> {
     Ok(table
         .split(|byte| *byte == b'\n')
         .filter_map(parse)
-        .filter(|mounted| mounted.mountpoint == path)
-        .last())
+        .rfind(|mounted| mounted.mountpoint == path))
 }
 
 fn parse(line: &[u8]) -> Option<Mounted> {
@@ -46,15 +45,12 @@ fn unescape(field: &[u8]) -> Vec<u8> {
             let digits = std::str::from_utf8(digits).ok()?;
             u8::from_str_radix(digits, 8).ok()
         });
-        match (first, octal) {
-            (b'\\', Some(byte)) => {
-                bytes.push(byte);
-                rest = &after[3..];
-            }
-            _ => {
-                bytes.push(*first);
-                rest = after;
-            }
+        if let (b'\\', Some(byte)) = (first, octal) {
+            bytes.push(byte);
+            rest = &after[3..];
+        } else {
+            bytes.push(*first);
+            rest = after;
         }
     }
     bytes
@@ -66,7 +62,8 @@ mod tests {
 
     #[test]
     fn lines_are_read() {
-        let line = br"36 35 98:0 /a /mnt/a\040b\134 rw,noatime shared:1 - fuse.castore tool\040chain rw";
+        let line =
+            br"36 35 98:0 /a /mnt/a\040b\134 rw,noatime shared:1 - fuse.castore tool\040chain rw";
         assert_eq!(
             parse(line),
             Some(Mounted {

@@ -6,7 +6,7 @@ use super::{
 };
 use crate::{
     model::{Name, Node, RootRef},
-    remote::{self, Publish, Remote},
+    remote,
 };
 
 /// Let a name stand for a tree

@@ -37,7 +37,9 @@ pub(super) fn store_behind_sudo() -> Option<PathBuf> {
     let passwd = std::fs::read_to_string("/etc/passwd").ok()?;
     let home = passwd.lines().find_map(|line| {
         let mut fields = line.split(':');
-        (fields.next() == Some(&user)).then(|| fields.nth(4)).flatten()
+        (fields.next() == Some(&user))
+            .then(|| fields.nth(4))
+            .flatten()
     })?;
     Some(Path::new(home).join(".local/share/castore/store"))
 }

@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     model::{Name, Node},
-    remote::{self, Publish},
+    remote,
 };
 
 /// List the names of trees, or remove some
@@ -19,7 +19,12 @@ Examples:
   castore roots --remove old-toolchain")]
 pub(super) struct Args {
     /// Remove this name from the store; the tree stays. Can be given several times
-    #[arg(long, value_name = "NAME", env = "CASTORE_REMOVE", value_delimiter = ',')]
+    #[arg(
+        long,
+        value_name = "NAME",
+        env = "CASTORE_REMOVE",
+        value_delimiter = ','
+    )]
     remove: Vec<String>,
 
     #[command(flatten)]
@@ -40,7 +45,9 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
             let name = Name::new(name.clone().into_bytes())?;
             let mut removed = false;
             for address in &addresses {
-                removed |= remote::open_for_writing(address)?.remove_root(&name).await?;
+                removed |= remote::open_for_writing(address)?
+                    .remove_root(&name)
+                    .await?;
             }
             if !removed {
                 bail!("the name {name:?} is not known at {}", addresses.join(", "));

@@ -1,15 +1,16 @@
 use std::future::Future;
 
 /// Runs a command's future to its end. The only place that blocks on one.
-pub(super) fn block_on<T>(
-    future: impl Future<Output = anyhow::Result<T>>,
-) -> anyhow::Result<T> {
+pub(super) fn block_on<T>(future: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .thread_name("castore")
         .build()?;
     #[expect(clippy::disallowed_methods, reason = "this is that place")]
-    runtime.block_on(future)
+    let result = runtime.block_on(future);
+    // A thread that is stuck, in a read from a dead disk say, must not keep the process alive.
+    runtime.shutdown_timeout(std::time::Duration::from_secs(1));
+    result
 }
 
 /// Logs to stderr.

@@ -50,7 +50,9 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     runtime::log_to_stderr();
     let dir = args.cache.dir();
     if !dir.join("index.sqlite").exists() {
-        bail!("there is no cache at {dir:?} yet; it is made by the first `castore mount`, or name another --cache-dir");
+        bail!(
+            "there is no cache at {dir:?} yet; it is made by the first `castore mount`, or name another --cache-dir"
+        );
     }
     runtime::block_on(async {
         let cache = open::cache(&args.cache, &args.remotes)?;
@@ -131,7 +133,11 @@ fn text(status: &Status) -> Result<String, std::fmt::Error> {
             writeln!(out, "  from {remote}")?;
         }
         for error in &mount.errors {
-            writeln!(out, "  error at {} ({} times): {}", error.path, error.count, error.message)?;
+            writeln!(
+                out,
+                "  error at {} ({} times): {}",
+                error.path, error.count, error.message
+            )?;
             writeln!(out, "    {}", error.remedy)?;
         }
     }

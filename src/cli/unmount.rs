@@ -41,8 +41,8 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
         ),
         Some(_) => {}
     }
-    let daemon = daemon(&path)
-        .and_then(|pid| rustix::process::pidfd_open(pid, PidfdFlags::empty()).ok());
+    let daemon =
+        daemon(&path).and_then(|pid| rustix::process::pidfd_open(pid, PidfdFlags::empty()).ok());
     if args.lazy {
         mountpoint::detach(&path)?;
     } else if let Err(error) = mountpoint::take_away(&path) {

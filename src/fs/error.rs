@@ -53,10 +53,9 @@ impl FsError {
             Self::XattrOff => libc::ENOSYS,
             Self::UnknownInode => libc::ESTALE,
             Self::Interrupted => libc::EINTR,
-            Self::DirectorySize { .. }
-            | Self::Unreadable
-            | Self::NoProgress
-            | Self::Cache(_) => libc::EIO,
+            Self::DirectorySize { .. } | Self::Unreadable | Self::NoProgress | Self::Cache(_) => {
+                libc::EIO
+            }
         }
     }
 }

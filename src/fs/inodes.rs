@@ -252,7 +252,10 @@ mod tests {
         assert_ne!(d, remember(&inodes, d, "d", &directory(b"")));
         // A name that stands for something else by now.
         assert_ne!(d, remember(&inodes, 1, "d", &directory(b"new")));
-        assert_eq!(inodes.path(remember(&inodes, d, "f", &file(b"y", false))), "/d/f");
+        assert_eq!(
+            inodes.path(remember(&inodes, d, "f", &file(b"y", false))),
+            "/d/f"
+        );
         assert!(inodes.get(999).is_err());
     }
 
@@ -260,13 +263,13 @@ mod tests {
         /// Compared with a model: an inode is there while it has lookups, and ids are never used again.
         #[test]
         fn lookups_and_forgets_balance(
-            steps in proptest::collection::vec((0..6_usize, 1..4_u64, any::<bool>()), 1..100),
+            steps in proptest::collection::vec((0..6_u8, 1..4_u64, any::<bool>()), 1..100),
         ) {
             let inodes = Inodes::new(&Root::Names);
-            let mut model: HashMap<usize, (u64, u64)> = HashMap::new();
+            let mut model: HashMap<u8, (u64, u64)> = HashMap::new();
             let mut dropped = std::collections::HashSet::new();
             for (which, count, forget) in steps {
-                let node = if which < 3 { file(&[which as u8], false) } else { directory(&[which as u8]) };
+                let node = if which < 3 { file(&[which], false) } else { directory(&[which]) };
                 if forget {
                     if let Some((id, lookups)) = model.remove(&which) {
                         inodes.forget(id, count.min(lookups));

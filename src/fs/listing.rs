@@ -62,7 +62,12 @@ impl Listing {
                     }
                 };
                 let kind = Kind::of(node);
-                (&name.as_bytes()[..], inode_number(node), kind, Some((name, node)))
+                (
+                    &name.as_bytes()[..],
+                    inode_number(node),
+                    kind,
+                    Some((name, node)),
+                )
             }
         };
         Some(Listed {

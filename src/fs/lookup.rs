@@ -52,9 +52,9 @@ impl Filesystem {
             Outcome::Ready(Err(error)) => return Outcome::Ready(Err(error)),
             Outcome::Miss(miss) => return Outcome::Miss(miss),
         };
-        let found = directory.get(name.as_bytes()).map(|node| {
-            self.entry(&self.inodes.remember(parent, &name, node, inode.closure()))
-        });
+        let found = directory
+            .get(name.as_bytes())
+            .map(|node| self.entry(&self.inodes.remember(parent, &name, node, inode.closure())));
         Outcome::Ready(Ok(found))
     }
 

@@ -45,7 +45,10 @@ pub enum Miss {
         positions: Vec<usize>,
     },
     /// How much of a file is in the local cache; asks no remote.
-    CachedBytes { digest: Digest, size: u64 },
+    CachedBytes {
+        digest: Digest,
+        size: u64,
+    },
     Root(Name),
     Roots,
 }

@@ -98,7 +98,13 @@ impl Troubles {
             log = trouble.at >= known.at + QUIET;
         }
         if log {
-            tracing::warn!(path = trouble.path, digest = trouble.digest, remedy = trouble.remedy, "{}", trouble.message);
+            tracing::warn!(
+                path = trouble.path,
+                digest = trouble.digest,
+                remedy = trouble.remedy,
+                "{}",
+                trouble.message
+            );
         }
         if list.len() >= KEPT {
             list.pop_front();

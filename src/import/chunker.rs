@@ -99,7 +99,10 @@ mod tests {
             assert_eq!(cut.manifest.chunks().len(), sizes.len());
             let (last, full) = sizes.split_last().unwrap_or((&0, &[]));
             assert!(*last <= AVERAGE * 2);
-            assert!(full.iter().all(|size| (AVERAGE / 2..=AVERAGE * 2).contains(size)));
+            assert!(
+                full.iter()
+                    .all(|size| (AVERAGE / 2..=AVERAGE * 2).contains(size))
+            );
         }
     }
 

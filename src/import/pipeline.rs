@@ -49,11 +49,7 @@ pub(super) struct Cutter {
 
 impl Cutter {
     /// Cuts one file. Blocks; not for async code.
-    pub(super) fn cut(
-        &self,
-        path: &Path,
-        source: impl Read,
-    ) -> Result<(Digest, u64), ImportError> {
+    pub(super) fn cut(&self, path: &Path, source: impl Read) -> Result<(Digest, u64), ImportError> {
         let cut = chunker::cut(source, |digest, bytes| {
             self.progress
                 .bytes

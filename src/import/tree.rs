@@ -101,10 +101,15 @@ mod tests {
             let digest = Digest::of(bytes);
             assert!(at == 0 || known.contains(&digest));
             let directory = proto::decode_directory(bytes).unwrap();
-            known.extend(directory.entries().iter().filter_map(|entry| match entry.node {
-                Node::Directory { digest, .. } => Some(digest),
-                Node::File { .. } | Node::Symlink { .. } => None,
-            }));
+            known.extend(
+                directory
+                    .entries()
+                    .iter()
+                    .filter_map(|entry| match entry.node {
+                        Node::Directory { digest, .. } => Some(digest),
+                        Node::File { .. } | Node::Symlink { .. } => None,
+                    }),
+            );
         }
         assert!(matches!(tree.root, Node::Directory { digest, size: 6 }
             if digest == Digest::of(&tree.closure[0])));

@@ -105,13 +105,12 @@ impl Walk {
             Item::File(self.files.len() - 1)
         } else if kind.is_symlink() {
             let target = fs::read_link(path).map_err(|error| read_failed(path, error))?;
-            let target =
-                Target::new(target.into_os_string().into_vec()).map_err(|source| {
-                    ImportError::Target {
-                        path: path.to_owned(),
-                        source,
-                    }
-                })?;
+            let target = Target::new(target.into_os_string().into_vec()).map_err(|source| {
+                ImportError::Target {
+                    path: path.to_owned(),
+                    source,
+                }
+            })?;
             Item::Symlink(Node::Symlink { target })
         } else if self.options.skip_special {
             self.skipped += 1;
@@ -136,7 +135,9 @@ impl Walk {
         for entry in fs::read_dir(path).map_err(failed)? {
             let entry = entry.map_err(failed)?;
             let path = entry.path();
-            let metadata = entry.metadata().map_err(|error| read_failed(&path, error))?;
+            let metadata = entry
+                .metadata()
+                .map_err(|error| read_failed(&path, error))?;
             if let Some(item) = self.item(&path, &metadata)? {
                 let name = Name::new(entry.file_name().into_vec())
                     .map_err(|source| ImportError::Name { path, source })?;

@@ -48,10 +48,7 @@ fn parse(address: &str) -> Result<PathBuf, AddressError> {
         return Err(AddressError::Scheme(address.to_owned()));
     }
     if let Some((key, _)) = url.query_pairs().next() {
-        return Err(AddressError::Option(
-            address.to_owned(),
-            key.into_owned(),
-        ));
+        return Err(AddressError::Option(address.to_owned(), key.into_owned()));
     }
     // `file:relative` becomes absolute in a URL, so the text itself is looked at.
     if !rest.starts_with("file:///") {

@@ -59,7 +59,9 @@ async fn verify(digest: Digest, bytes: Bytes) -> Result<Bytes, std::io::Error> {
     if actual == digest {
         Ok(bytes)
     } else {
-        Err(std::io::Error::other(format!("its bytes have the digest {actual}")))
+        Err(std::io::Error::other(format!(
+            "its bytes have the digest {actual}"
+        )))
     }
 }
 
@@ -77,11 +79,13 @@ impl Remote for Chain {
     async fn chunk(&self, chunk: Digest, size: u64) -> Result<Bytes, RemoteError> {
         self.first(Object::Chunk(chunk), |remote| async move {
             let bytes = remote.chunk(chunk, size).await?;
-            verify(chunk, bytes).await.map_err(|cause| RemoteError::Corrupt {
-                remote: remote.address().into(),
-                object: Object::Chunk(chunk),
-                cause: Arc::new(cause),
-            })
+            verify(chunk, bytes)
+                .await
+                .map_err(|cause| RemoteError::Corrupt {
+                    remote: remote.address().into(),
+                    object: Object::Chunk(chunk),
+                    cause: Arc::new(cause),
+                })
         })
         .await
     }

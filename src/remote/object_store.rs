@@ -19,6 +19,8 @@ use crate::{
 const CLOSURE_AHEAD: usize = 256;
 /// How many root names are read at once.
 const ROOTS_AT_ONCE: usize = 16;
+/// Frames up to this size, in bytes, are decompressed where they arrive: sooner than another thread is woken.
+const DECOMPRESS_HERE: usize = 64 << 10;
 /// The largest object that is read which has no announced size, in bytes: closures, manifests and names.
 const MAX_METADATA: u64 = 1 << 30;
 
@@ -48,8 +50,7 @@ impl ObjectStoreRemote {
     /// When the directory cannot be created or opened.
     pub fn create_directory(path: &FsPath) -> Result<Self, RemoteError> {
         let remote = Self::directory(path);
-        std::fs::create_dir_all(path)
-            .map_err(|error| remote.write_failed(Object::Store, error))?;
+        std::fs::create_dir_all(path).map_err(|error| remote.write_failed(Object::Store, error))?;
         remote.store()?;
         Ok(remote)
     }
@@ -146,8 +147,7 @@ impl ObjectStoreRemote {
     }
 
     fn root_key(&self, name: &Name) -> Result<Path, RemoteError> {
-        layout::root_key(name)
-            .map_err(|error| self.write_failed(Object::Root(name.clone()), error))
+        layout::root_key(name).map_err(|error| self.write_failed(Object::Root(name.clone()), error))
     }
 }
 
@@ -192,8 +192,11 @@ impl Remote for ObjectStoreRemote {
         // A frame is never much longer than its content.
         let max = size.saturating_add(size / 128).saturating_add(1 << 10);
         let frame = self.get(&object, &layout::chunk_key(chunk), max).await?;
-        off_thread(move || layout::decompress(&frame, size))
-            .await
+        let bytes = match frame.len() > DECOMPRESS_HERE || size > DECOMPRESS_HERE as u64 {
+            true => off_thread(move || layout::decompress(&frame, size)).await,
+            false => layout::decompress(&frame, size),
+        };
+        bytes
             .map(Bytes::from)
             .map_err(|error| self.corrupt(object, error))
     }
@@ -210,9 +213,8 @@ impl Remote for ObjectStoreRemote {
         let (sender, receiver) = tokio::sync::mpsc::channel(CLOSURE_AHEAD);
         // Ends when the reader drops the stream: the channel is closed then.
         drop(tokio::task::spawn_blocking(move || {
-            let records = layout::ClosureReader::new(&stream).map(|mut reader| {
-                std::iter::from_fn(move || reader.next().transpose())
-            });
+            let records = layout::ClosureReader::new(&stream)
+                .map(|mut reader| std::iter::from_fn(move || reader.next().transpose()));
             let (records, failed) = match records {
                 Ok(records) => (Some(records), None),
                 Err(error) => (None, Some(Err(error))),

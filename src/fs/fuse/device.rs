@@ -42,9 +42,9 @@ impl Device {
         match rustix::io::read(&self.file, buffer) {
             Ok(len) => Received::Request(len),
             // ENOENT: the request was interrupted before it was read.
-            Err(
-                rustix::io::Errno::INTR | rustix::io::Errno::AGAIN | rustix::io::Errno::NOENT,
-            ) => Received::Again,
+            Err(rustix::io::Errno::INTR | rustix::io::Errno::AGAIN | rustix::io::Errno::NOENT) => {
+                Received::Again
+            }
             Err(rustix::io::Errno::NODEV) => Received::Unmounted,
             Err(error) => {
                 tracing::error!(%error, "no more requests can be read from /dev/fuse");
@@ -55,13 +55,13 @@ impl Device {
 
     /// Answers with an errno, positive.
     pub(super) fn fail(&self, unique: u64, errno: i32) {
-        self.note(self.write(unique, -errno, &[]));
+        note(self.write(unique, -errno, &[]));
     }
 
     /// Whether the kernel took the answer: not when the request was interrupted meanwhile.
     pub(super) fn answer(&self, unique: u64, parts: &[&[u8]]) -> bool {
         let parts: Vec<_> = parts.iter().map(|part| part_of(part)).collect();
-        self.note(self.write(unique, 0, &parts))
+        note(self.write(unique, 0, &parts))
     }
 
     /// Answers READ without joining the slices.
@@ -84,7 +84,7 @@ impl Device {
         match self.write(unique, 0, &parts) {
             Err(error) if error.raw_os_error() == Some(libc::EFAULT) => Err(error),
             written => {
-                self.note(written);
+                note(written);
                 Ok(())
             }
         }
@@ -110,20 +110,17 @@ impl Device {
         }
         Ok(())
     }
+}
 
-    fn note(&self, written: io::Result<()>) -> bool {
-        match written {
-            Ok(()) => true,
-            // ENOENT: the request was interrupted; ENODEV: the filesystem was unmounted.
-            Err(error)
-                if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV)) =>
-            {
-                false
-            }
-            Err(error) => {
-                tracing::warn!(%error, "the kernel did not take an answer");
-                false
-            }
+/// Whether an answer was taken.
+fn note(written: io::Result<()>) -> bool {
+    match written {
+        Ok(()) => true,
+        // ENOENT: the request was interrupted; ENODEV: the filesystem was unmounted.
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV)) => false,
+        Err(error) => {
+            tracing::warn!(%error, "the kernel did not take an answer");
+            false
         }
     }
 }

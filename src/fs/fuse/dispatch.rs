@@ -74,7 +74,11 @@ impl Dispatcher {
                 flags,
                 max_readahead,
             } => {
-                tracing::debug!(kernel.minor, flags = format!("{flags:#x}"), "agreed with the kernel");
+                tracing::debug!(
+                    kernel.minor,
+                    flags = format!("{flags:#x}"),
+                    "agreed with the kernel"
+                );
                 let answer = InitOut::new(minor, flags, max_readahead);
                 self.device.answer(unique, &[answer.as_bytes()]);
             }
@@ -150,22 +154,19 @@ impl Dispatcher {
         may_answer: impl Fn() -> bool,
     ) -> Option<Miss> {
         let done = match operation {
-            Operation::Lookup { parent, name } => {
-                match self.fs.lookup(*parent, name, held) {
-                    Outcome::Miss(miss) => return Some(miss),
-                    Outcome::Ready(found) => found.map(|entry| {
-                        let out = entry.as_ref().map_or_else(
-                            || EntryOut::absent(*parent != 1 || !self.fs.root().changes()),
-                            EntryOut::from,
-                        );
-                        let taken =
-                            may_answer() && self.device.answer(unique, &[out.as_bytes()]);
-                        if let Some(entry) = entry.filter(|_| !taken) {
-                            self.fs.forget(entry.id, 1);
-                        }
-                    }),
-                }
-            }
+            Operation::Lookup { parent, name } => match self.fs.lookup(*parent, name, held) {
+                Outcome::Miss(miss) => return Some(miss),
+                Outcome::Ready(found) => found.map(|entry| {
+                    let out = entry.as_ref().map_or_else(
+                        || EntryOut::absent(*parent != 1 || !self.fs.root().changes()),
+                        EntryOut::from,
+                    );
+                    let taken = may_answer() && self.device.answer(unique, &[out.as_bytes()]);
+                    if let Some(entry) = entry.filter(|_| !taken) {
+                        self.fs.forget(entry.id, 1);
+                    }
+                }),
+            },
             Operation::Open { node, flags } => self.fs.open(*node, *flags).map(|()| {
                 match self.mode {
                     // The first ENOSYS has the kernel open files by itself from then on.
@@ -179,11 +180,7 @@ impl Dispatcher {
             Operation::Opendir { node } => match self.fs.open_listing(*node, held) {
                 Outcome::Miss(miss) => return Some(miss),
                 Outcome::Ready(Ok(handle)) => {
-                    if !self.fs.root().changes() {
-                        if may_answer() {
-                            self.device.fail(unique, libc::ENOSYS);
-                        }
-                    } else {
+                    if self.fs.root().changes() {
                         let flags = match handle {
                             0 => FOPEN_KEEP_CACHE | FOPEN_CACHE_DIR,
                             _ => 0,
@@ -191,6 +188,9 @@ impl Dispatcher {
                         if !self.opened(unique, handle, flags, &may_answer) {
                             self.fs.release_listing(handle);
                         }
+                    } else if may_answer() {
+                        // As with OPEN: the kernel lists directories by itself from then on.
+                        self.device.fail(unique, libc::ENOSYS);
                     }
                     Ok(())
                 }
@@ -225,27 +225,25 @@ impl Dispatcher {
                     }
                 }
             }
-            Operation::Getxattr { node, name, size } => {
-                match self.fs.getxattr(*node, name, held) {
-                    Outcome::Miss(miss) => return Some(miss),
-                    Outcome::Ready(value) => value.and_then(|value| {
-                        let len = u32::try_from(value.len()).unwrap_or(u32::MAX);
-                        let length = Getxattr {
-                            size: len,
-                            padding: 0,
-                        };
-                        let part = match *size {
-                            0 => length.as_bytes(),
-                            size if size < len => return Err(FsError::Range),
-                            _ => &value,
-                        };
-                        if may_answer() {
-                            self.device.answer(unique, &[part]);
-                        }
-                        Ok(())
-                    }),
-                }
-            }
+            Operation::Getxattr { node, name, size } => match self.fs.getxattr(*node, name, held) {
+                Outcome::Miss(miss) => return Some(miss),
+                Outcome::Ready(value) => value.and_then(|value| {
+                    let len = u32::try_from(value.len()).unwrap_or(u32::MAX);
+                    let length = Getxattr {
+                        size: len,
+                        padding: 0,
+                    };
+                    let part = match *size {
+                        0 => length.as_bytes(),
+                        size if size < len => return Err(FsError::Range),
+                        _ => &value,
+                    };
+                    if may_answer() {
+                        self.device.answer(unique, &[part]);
+                    }
+                    Ok(())
+                }),
+            },
         };
         if let Err(error) = done
             && may_answer()
@@ -279,7 +277,9 @@ impl Dispatcher {
             if plus {
                 let entry = self.fs.remember(listing, &listed);
                 remembered.extend(entry.map(|entry| entry.id));
-                let entry = entry.as_ref().map_or_else(EntryOut::default, EntryOut::from);
+                let entry = entry
+                    .as_ref()
+                    .map_or_else(EntryOut::default, EntryOut::from);
                 out.extend_from_slice(entry.as_bytes());
             }
             let dirent = Dirent {
@@ -308,7 +308,10 @@ impl Dispatcher {
         let (Ok(reader), Ok(writer)) = (reader, writer) else {
             return;
         };
-        if let Err(error) = self.server.handle_message(reader, writer.into(), None, None) {
+        if let Err(error) = self
+            .server
+            .handle_message(reader, writer.into(), None, None)
+        {
             tracing::debug!(%error, "a request could not be answered");
         }
     }

@@ -80,14 +80,21 @@ pub(super) const fn agree(kernel: &InitIn, flags2: u32, mode: IoMode) -> Agreeme
         IoMode::Large => WANTED,
     };
     Agreement::Answer {
-        minor: if kernel.minor < MINOR { kernel.minor } else { MINOR },
+        minor: if kernel.minor < MINOR {
+            kernel.minor
+        } else {
+            MINOR
+        },
         flags: offered & wanted,
         max_readahead: kernel.max_readahead,
     }
 }
 
 impl InitOut {
-    #[expect(clippy::cast_possible_truncation, reason = "the flags are sent in two halves")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "the flags are sent in two halves"
+    )]
     pub(super) const fn new(minor: u32, flags: u64, max_readahead: u32) -> Self {
         Self {
             major: MAJOR,
@@ -128,14 +135,23 @@ mod tests {
         assert_eq!(flags & (1 << 16), 0);
         let poor = InitIn { flags: 1, ..KERNEL };
         let answer = agree(&poor, u32::MAX, IoMode::Large);
-        assert!(matches!(answer, Agreement::Answer { flags: ASYNC_READ, .. }));
+        assert!(matches!(
+            answer,
+            Agreement::Answer {
+                flags: ASYNC_READ,
+                ..
+            }
+        ));
     }
 
     #[test]
     fn other_versions() {
         let newer = InitIn { major: 8, ..KERNEL };
         assert_eq!(agree(&newer, 0, IoMode::Small), Agreement::OtherMajor);
-        let older = InitIn { minor: 30, ..KERNEL };
+        let older = InitIn {
+            minor: 30,
+            ..KERNEL
+        };
         assert_eq!(agree(&older, 0, IoMode::Small), Agreement::TooOld);
     }
 }
