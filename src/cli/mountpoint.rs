@@ -3,6 +3,7 @@ use std::{
     io,
     path::{Path, PathBuf},
     process::Command,
+    time::Duration,
 };
 
 use anyhow::{Context, bail};
@@ -37,7 +38,7 @@ pub(super) fn absolute(path: &Path) -> anyhow::Result<PathBuf> {
 pub(super) fn prepare(path: &Path, cache_dir: &Path) -> anyhow::Result<Mountpoint> {
     let path = absolute(path).with_context(|| format!("cannot mount on {path:?}"))?;
     let mut metadata = fs::metadata(&path);
-    if is_dead(&metadata) {
+    if is_dead(&path) {
         detach(&path).with_context(|| format!("the dead mount on {path:?} cannot be detached"))?;
         eprintln!("castore: detached a dead mount on {path:?}");
         metadata = fs::metadata(&path);
@@ -86,11 +87,16 @@ pub(super) fn prepare(path: &Path, cache_dir: &Path) -> anyhow::Result<Mountpoin
     Ok(Mountpoint { path, _lock: lock })
 }
 
-/// Whether a mount is there whose process is not.
-fn is_dead(metadata: &io::Result<fs::Metadata>) -> bool {
-    metadata
-        .as_ref()
-        .is_err_and(|error| error.raw_os_error() == Some(libc::ENOTCONN))
+/// Whether a mount is there whose process is not. `statfs` is what the kernel never answers from its caches; it is called
+/// on a thread of its own, since a mount may also hang.
+fn is_dead(path: &Path) -> bool {
+    let path = path.to_owned();
+    let (sender, receiver) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let _ = sender.send(rustix::fs::statfs(path).err());
+    });
+    let error = receiver.recv_timeout(Duration::from_secs(2));
+    error.is_ok_and(|error| error == Some(rustix::io::Errno::NOTCONN))
 }
 
 /// Takes a mount away as soon as nobody uses it any more.

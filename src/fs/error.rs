@@ -5,6 +5,8 @@ use crate::cache::CacheError;
 pub enum FsError {
     #[error("no such entry")]
     NotFound,
+    #[error("a name of more than 255 bytes")]
+    NameTooLong,
     #[error("not a directory")]
     NotDirectory,
     #[error("a directory")]
@@ -43,6 +45,7 @@ impl FsError {
     pub const fn errno(&self) -> i32 {
         match self {
             Self::NotFound => libc::ENOENT,
+            Self::NameTooLong => libc::ENAMETOOLONG,
             Self::NotDirectory => libc::ENOTDIR,
             Self::IsDirectory => libc::EISDIR,
             Self::NotSymlink | Self::Malformed => libc::EINVAL,

@@ -5,7 +5,7 @@ use super::{
     inodes::Inode,
     root::{ROOT_ID, Root},
 };
-use crate::model::{Digest, Directory, Name, Node, SizeRule};
+use crate::model::{Digest, Directory, Name, NameError, Node, SizeRule};
 
 /// An entry that the kernel is told of: one lookup, to be taken back by [`Filesystem::forget`].
 #[derive(Debug, Clone, Copy)]
@@ -20,8 +20,12 @@ pub struct Entry {
 impl Filesystem {
     /// The entry of a directory with this name, `None` when there is none.
     pub fn lookup(&self, parent: u64, name: &[u8], held: &Held) -> Outcome<Option<Entry>> {
-        let Ok(name) = Name::new(name.to_vec()) else {
-            return Outcome::Ready(Ok(None));
+        let name = match Name::new(name.to_vec()) {
+            Ok(name) => name,
+            Err(NameError::Length(name)) if !name.is_empty() => {
+                return Outcome::Ready(Err(FsError::NameTooLong));
+            }
+            Err(_) => return Outcome::Ready(Ok(None)),
         };
         if parent == ROOT_ID {
             match &self.root {

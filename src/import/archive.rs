@@ -50,19 +50,22 @@ pub async fn import_tar(
             skipped: 0,
         };
         reader.read(source)?;
-        Ok(reader)
+        // The cutter must go: the pipeline ends when nobody can send chunks any more.
+        Ok((reader.root, reader.unkept, reader.skipped))
     };
-    let reader = pipeline::run(publish.as_ref(), &progress, 1, cut_all)
+    let (root, unkept, skipped) = pipeline::run(publish.as_ref(), &progress, 1, cut_all)
         .await?
         .pop()
         .ok_or(ImportError::Stopped)?;
-    let root = Item::Directory(reader.root);
-    let tree = tree::build(root, options.size_rule, &std::convert::identity)?;
-    drop(reader.cutter);
+    let tree = tree::build(
+        Item::Directory(root),
+        options.size_rule,
+        &std::convert::identity,
+    )?;
     Ok(Imported {
         root: pipeline::put_tree(publish.as_ref(), tree).await?,
-        unkept: reader.unkept,
-        skipped: reader.skipped,
+        unkept,
+        skipped,
     })
 }
 

@@ -1,6 +1,10 @@
 //! What the tests share: scratch directories, the binary with a deadline, mounts that are always taken down.
 
-#![allow(dead_code, reason = "each test binary uses a part of it")]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    reason = "each test binary uses a part of it"
+)]
 
 pub mod tree;
 
@@ -22,7 +26,7 @@ use std::{
 /// Longer than anything here takes, shorter than anybody wants to wait.
 pub const DEADLINE: Duration = Duration::from_secs(60);
 /// A mount that lives longer than this is taken for hung, and its process is killed: whatever waits in it gets an error.
-const MOUNT_LIFE: Duration = Duration::from_secs(240);
+const MOUNT_LIFE: Duration = Duration::from_secs(120);
 
 /// A directory with a store, a cache and a mount point, that goes away at the end.
 pub struct Scratch {
@@ -94,6 +98,20 @@ impl Scratch {
             .to_owned()
     }
 
+    /// The digest of the `source` directory, by a store of its own.
+    pub fn import_digest(&self) -> String {
+        let store = self.path("digest-store");
+        let remote = format!("objectstore+file://{}", store.display());
+        let source = self.path("source");
+        let args = [
+            "import".as_ref(),
+            "--remote".as_ref(),
+            remote.as_ref(),
+            source.as_os_str(),
+        ];
+        self.ok(args).trim().to_owned()
+    }
+
     /// Mounts a root in the foreground.
     pub fn mount<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Mount {
         let mut all = vec!["mount".into(), "--foreground".into()];
@@ -143,9 +161,16 @@ pub fn succeeded(output: &Output) -> String {
 pub fn failed(output: &Output) -> String {
     let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(!output.status.success(), "it succeeded: {stderr}");
-    assert!(output.status.code().is_some(), "{}: {stderr}", output.status);
+    assert!(
+        output.status.code().is_some(),
+        "{}: {stderr}",
+        output.status
+    );
     assert!(!stderr.contains("panicked"), "{stderr}");
-    assert!(stderr.contains("castore: ") || stderr.contains("error: "), "{stderr}");
+    assert!(
+        stderr.contains("castore: ") || stderr.contains("error: "),
+        "{stderr}"
+    );
     stderr
 }
 

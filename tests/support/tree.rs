@@ -27,7 +27,12 @@ pub fn noise(seed: u64, len: usize) -> Vec<u8> {
 
 /// A tree that has one of everything.
 pub fn sample(root: &Path) {
-    for dir in ["empty", "same-a/inner", "same-b/inner", "deep/er/and/deeper"] {
+    for dir in [
+        "empty",
+        "same-a/inner",
+        "same-b/inner",
+        "deep/er/and/deeper",
+    ] {
         fs::create_dir_all(root.join(dir)).unwrap();
     }
     file(root, "hello", b"Hello World", false);

@@ -1,0 +1,738 @@
+//! The cache under bad input, damage, small quotas and many readers. No mount is needed.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::disallowed_methods,
+    reason = "a test fails by panicking, and tokio::test blocks"
+)]
+
+mod support;
+
+use std::{
+    fs,
+    os::unix::fs::{FileExt, MetadataExt},
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use castore::{
+    cache::{Blob, Cache, CacheError, ChunkData, Config, Counter, Quota, Slice},
+    import::{self, Options, Progress},
+    model::{Digest, Manifest, Name, Node, SizeRule},
+    remote::{self, Chain, Closure, Object, Remote, RemoteError},
+};
+use support::{Scratch, tree};
+
+const MIB: u64 = 1 << 20;
+
+/// A remote that counts, delays, fails and lies as it is told.
+#[derive(Debug)]
+struct Unruly {
+    inner: Arc<dyn Remote>,
+    chunks: AtomicU64,
+    closures: AtomicU64,
+    delay: Duration,
+    away: AtomicBool,
+    wrong_bytes: AtomicBool,
+}
+
+impl Unruly {
+    fn new(scratch: &Scratch, delay: Duration) -> Arc<Self> {
+        Arc::new(Self {
+            inner: remote::open(&scratch.remote()).unwrap(),
+            chunks: AtomicU64::new(0),
+            closures: AtomicU64::new(0),
+            delay,
+            away: AtomicBool::new(false),
+            wrong_bytes: AtomicBool::new(false),
+        })
+    }
+
+    async fn pass(&self) -> Result<(), RemoteError> {
+        tokio::time::sleep(self.delay).await;
+        if self.away.load(Ordering::SeqCst) {
+            return Err(RemoteError::Read {
+                remote: self.address().into(),
+                object: Object::Store,
+                cause: Arc::new(std::io::Error::other("away")),
+            });
+        }
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Remote for Unruly {
+    fn address(&self) -> &'static str {
+        "unruly"
+    }
+
+    async fn manifest(&self, blob: Digest, size: u64) -> Result<Manifest, RemoteError> {
+        self.pass().await?;
+        self.inner.manifest(blob, size).await
+    }
+
+    async fn chunk(&self, chunk: Digest, size: u64) -> Result<Bytes, RemoteError> {
+        self.chunks.fetch_add(1, Ordering::SeqCst);
+        self.pass().await?;
+        let bytes = self.inner.chunk(chunk, size).await?;
+        if self.wrong_bytes.load(Ordering::SeqCst) {
+            let mut wrong = bytes.to_vec();
+            wrong[0] ^= 1;
+            return Ok(wrong.into());
+        }
+        Ok(bytes)
+    }
+
+    async fn closure(&self, root: Digest) -> Result<Closure, RemoteError> {
+        self.closures.fetch_add(1, Ordering::SeqCst);
+        self.pass().await?;
+        self.inner.closure(root).await
+    }
+
+    async fn root(&self, name: &Name) -> Result<Node, RemoteError> {
+        self.pass().await?;
+        self.inner.root(name).await
+    }
+
+    async fn roots(&self) -> Result<Vec<(Name, Node)>, RemoteError> {
+        self.inner.roots().await
+    }
+}
+
+fn config(dir: PathBuf, size: u64) -> Config {
+    Config {
+        dir,
+        size: Some(Quota::Bytes(size)),
+        min_free: Quota::Bytes(0),
+        memory: 16 * MIB,
+    }
+}
+
+fn open(scratch: &Scratch, remote: &Arc<Unruly>) -> Arc<Cache> {
+    open_sized(scratch, remote, 1 << 30)
+}
+
+fn open_sized(scratch: &Scratch, remote: &Arc<Unruly>, size: u64) -> Arc<Cache> {
+    let chain = Chain::new(vec![Arc::clone(remote) as Arc<dyn Remote>]);
+    Cache::open(&config(scratch.path("cache"), size), chain).unwrap()
+}
+
+/// Imports a tree of files and gives its root.
+async fn imported(scratch: &Scratch, make: impl Fn(&Path)) -> Digest {
+    let source = scratch.path("source");
+    fs::create_dir_all(&source).unwrap();
+    make(&source);
+    let publish = remote::open_for_writing(&scratch.remote()).unwrap();
+    let progress = Arc::new(Progress::default());
+    let imported = import::import_path(publish, &source, Options::default(), progress);
+    match imported.await.unwrap().root {
+        Node::Directory { digest, .. } => digest,
+        other => panic!("{other:?}"),
+    }
+}
+
+async fn read(cache: &Arc<Cache>, digest: Digest, size: u64) -> Result<Vec<u8>, CacheError> {
+    let blob = cache.blob(digest, size).await?;
+    let mut bytes = Vec::new();
+    for slice in blob.manifest().slices(0, size) {
+        let data = match cache.slice_at_hand(&blob, slice) {
+            Some(slice) => slice.data,
+            None => cache.chunk(&blob, slice.index).await?,
+        };
+        let slice = Slice {
+            data,
+            start: slice.start,
+            len: slice.len,
+        };
+        slice.append_to(&mut bytes).unwrap();
+    }
+    Ok(bytes)
+}
+
+/// Sizes of all files in a cache directory, as the disk has them.
+fn disk_usage(dir: &Path) -> u64 {
+    let entries = fs::read_dir(dir).unwrap().flatten();
+    entries
+        .map(|entry| match entry.metadata() {
+            Ok(metadata) if metadata.is_dir() => disk_usage(&entry.path()),
+            Ok(metadata) => metadata.blocks() * 512,
+            Err(_) => 0,
+        })
+        .sum()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn one_fetch_for_many_readers() {
+    let scratch = Scratch::new();
+    let content = tree::noise(1, 100_000);
+    imported(&scratch, |root| {
+        tree::file(root, "f", &tree::noise(1, 100_000), false)
+    })
+    .await;
+    let remote = Unruly::new(&scratch, Duration::from_millis(100));
+    let cache = open(&scratch, &remote);
+    let digest = Digest::of(&content);
+    let readers: Vec<_> = (0..50)
+        .map(|_| {
+            let cache = Arc::clone(&cache);
+            tokio::spawn(async move { read(&cache, digest, 100_000).await.unwrap() })
+        })
+        .collect();
+    // One that goes away harms nobody.
+    readers[0].abort();
+    for reader in readers.into_iter().skip(1) {
+        assert!(reader.await.unwrap() == content);
+    }
+    assert_eq!(remote.chunks.load(Ordering::SeqCst), 1);
+    cache.close();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn wrong_bytes_are_neither_served_nor_kept() {
+    let scratch = Scratch::new();
+    let content = tree::noise(1, 700_000);
+    imported(&scratch, |root| {
+        tree::file(root, "f", &tree::noise(1, 700_000), false)
+    })
+    .await;
+    let remote = Unruly::new(&scratch, Duration::ZERO);
+    let cache = open(&scratch, &remote);
+    let digest = Digest::of(&content);
+    remote.wrong_bytes.store(true, Ordering::SeqCst);
+    let error = read(&cache, digest, 700_000).await.unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .contains("damaged at unruly: its bytes have the digest b3:"),
+        "{error}"
+    );
+    cache.sync().await;
+    assert_eq!(cache.cached_bytes(digest, 700_000).await.unwrap(), 0);
+    assert!(cache.stats().get(Counter::RejectedObjects) > 0);
+    // One reader's failure is not the next one's.
+    remote.wrong_bytes.store(false, Ordering::SeqCst);
+    assert!(read(&cache, digest, 700_000).await.unwrap() == content);
+    cache.close();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn what_was_read_is_read_again_without_the_remote() {
+    let scratch = Scratch::new();
+    let root = imported(&scratch, tree::sample).await;
+    let remote = Unruly::new(&scratch, Duration::ZERO);
+    let content = tree::noise(3, 5_000_001);
+    let digest = Digest::of(&content);
+    let cache = open(&scratch, &remote);
+    cache.directory(root, root).await.unwrap();
+    read(&cache, digest, 5_000_001).await.unwrap();
+    cache.close();
+    let closures = remote.closures.load(Ordering::SeqCst);
+    remote.away.store(true, Ordering::SeqCst);
+    let cache = open(&scratch, &remote);
+    assert!(read(&cache, digest, 5_000_001).await.unwrap() == content);
+    // Every directory of the closure came with the first request.
+    let mut left = vec![root];
+    let mut seen = 0;
+    while let Some(digest) = left.pop() {
+        let directory = cache.directory(digest, root).await.unwrap();
+        seen += 1;
+        left.extend(
+            directory
+                .entries()
+                .iter()
+                .filter_map(|entry| match entry.node {
+                    Node::Directory { digest, .. } => Some(digest),
+                    _ => None,
+                }),
+        );
+        assert!(directory.size(SizeRule::Protocol) < 1000);
+    }
+    assert!(seen > 8);
+    assert_eq!(remote.closures.load(Ordering::SeqCst), closures);
+    assert_eq!(cache.stats().get(Counter::Misses), 0);
+    cache.close();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn damage_on_disk_is_found_and_repaired() {
+    let scratch = Scratch::new();
+    imported(&scratch, |root| {
+        tree::file(root, "large", &tree::noise(1, 3_000_000), false);
+        tree::file(root, "small", &tree::noise(2, 50_000), false);
+    })
+    .await;
+    let remote = Unruly::new(&scratch, Duration::ZERO);
+    let files = [(1, 3_000_000), (2, 50_000)].map(|(seed, len)| tree::noise(seed, len));
+    let cache = open(&scratch, &remote);
+    for content in &files {
+        read(&cache, Digest::of(content), content.len() as u64)
+            .await
+            .unwrap();
+    }
+    cache.sync().await;
+    for at_runtime in [true, false] {
+        let running = if at_runtime {
+            Arc::clone(&cache)
+        } else {
+            cache.close();
+            open(&scratch, &remote)
+        };
+        // One bit in each data file.
+        for entry in fs::read_dir(scratch.path("cache/data")).unwrap() {
+            let file = fs::File::options()
+                .read(true)
+                .write(true)
+                .open(entry.unwrap().path())
+                .unwrap();
+            let mut byte = [0];
+            file.read_exact_at(&mut byte, 40_000).unwrap();
+            file.write_all_at(&[byte[0] ^ 0x10], 40_000).unwrap();
+        }
+        // New blobs are looked up, so that what is in memory does not hide the disk.
+        for content in &files {
+            let blob = running
+                .blob(Digest::of(content), content.len() as u64)
+                .await
+                .unwrap();
+            assert_no_wrong_byte(&running, &blob, content).await;
+        }
+        if !at_runtime {
+            assert!(running.stats().get(Counter::DamagedChunks) >= 1);
+            running.sync().await;
+            // Repaired: nothing is fetched any more.
+            let before = running.stats().get(Counter::Misses);
+            for content in &files {
+                assert!(
+                    read(&running, Digest::of(content), content.len() as u64)
+                        .await
+                        .unwrap()
+                        == *content
+                );
+            }
+            assert_eq!(running.stats().get(Counter::Misses), before);
+            running.close();
+        }
+    }
+}
+
+async fn assert_no_wrong_byte(cache: &Arc<Cache>, blob: &Arc<Blob>, content: &[u8]) {
+    let size = content.len() as u64;
+    for slice in blob.manifest().slices(0, size) {
+        let data: ChunkData = match cache.slice_at_hand(blob, slice) {
+            Some(slice) => slice.data,
+            None => cache.chunk(blob, slice.index).await.unwrap(),
+        };
+        let mut bytes = Vec::new();
+        let part = Slice {
+            data,
+            start: slice.start,
+            len: slice.len,
+        };
+        part.append_to(&mut bytes).unwrap();
+        let at = usize::try_from(blob.manifest().chunks()[slice.index].offset).unwrap();
+        assert!(
+            bytes[..] == content[at..at + bytes.len()],
+            "wrong bytes at {at}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn missing_and_shortened_data_files_are_fetched_again() {
+    let scratch = Scratch::new();
+    imported(&scratch, |root| {
+        tree::file(root, "large", &tree::noise(1, 3_000_000), false)
+    })
+    .await;
+    let content = tree::noise(1, 3_000_000);
+    let remote = Unruly::new(&scratch, Duration::ZERO);
+    for harm in ["remove", "shorten", "replace"] {
+        let cache = open(&scratch, &remote);
+        read(&cache, Digest::of(&content), 3_000_000).await.unwrap();
+        cache.close();
+        for entry in fs::read_dir(scratch.path("cache/data")).unwrap() {
+            let path = entry.unwrap().path();
+            match harm {
+                "remove" => fs::remove_file(path).unwrap(),
+                "shorten" => fs::File::options()
+                    .write(true)
+                    .open(path)
+                    .unwrap()
+                    .set_len(1000)
+                    .unwrap(),
+                _ => {
+                    let len = fs::metadata(&path).unwrap().len();
+                    fs::remove_file(&path).unwrap();
+                    fs::write(&path, vec![0; usize::try_from(len).unwrap()]).unwrap();
+                }
+            }
+        }
+        let cache = open(&scratch, &remote);
+        assert!(
+            read(&cache, Digest::of(&content), 3_000_000).await.unwrap() == content,
+            "{harm}"
+        );
+        cache.sync().await;
+        cache.close();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn the_quota_holds() {
+    // Many files, and a blob larger than the quota.
+    let scratch = Scratch::new();
+    let quota = 24 * MIB;
+    let sizes: Vec<usize> = (0..60)
+        .map(|n| 100_000 + 37_000 * n)
+        .chain([60 << 20])
+        .collect();
+    imported(&scratch, |root| {
+        for (seed, size) in sizes.iter().enumerate() {
+            tree::file(
+                root,
+                &seed.to_string(),
+                &tree::noise(seed as u64, *size),
+                false,
+            );
+        }
+    })
+    .await;
+    let remote = Unruly::new(&scratch, Duration::ZERO);
+    let cache = open_sized(&scratch, &remote, quota);
+    for round in 0..2 {
+        for (seed, size) in sizes.iter().enumerate() {
+            let content = tree::noise(seed as u64, *size);
+            let got = read(&cache, Digest::of(&content), *size as u64)
+                .await
+                .unwrap();
+            assert!(got == content, "{round} {seed}");
+            let used = disk_usage(&scratch.path("cache"));
+            assert!(used <= quota, "{used} bytes after {seed}");
+        }
+    }
+    cache.sync().await;
+    let (usage, _) = cache.usage().unwrap();
+    assert!(usage.data_bytes + usage.other_bytes <= quota, "{usage:?}");
+    assert!(usage.data_bytes > quota / 4, "it hardly caches: {usage:?}");
+    assert!(cache.stats().get(Counter::EvictedBytes) > 0);
+    cache.close();
+    // What is said last is remembered, and holds for what is there already.
+    let cache = open_sized(&scratch, &remote, 16 * MIB);
+    cache.close();
+    let unsaid = Config {
+        size: None,
+        ..config(scratch.path("cache"), 0)
+    };
+    let chain = Chain::new(vec![Arc::clone(&remote) as Arc<dyn Remote>]);
+    let cache = Cache::open(&unsaid, chain).unwrap();
+    assert_eq!(cache.usage().unwrap().0.quota_bytes, 16 * MIB);
+    cache.close();
+    assert!(disk_usage(&scratch.path("cache")) <= 16 * MIB);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn two_processes_worth_of_caches_share_a_quota() {
+    // Two caches of one directory, as two processes have them, evict each other's files.
+    let scratch = Scratch::new();
+    let quota = 16 * MIB;
+    imported(&scratch, |root| {
+        for seed in 0..40 {
+            tree::file(
+                root,
+                &seed.to_string(),
+                &tree::noise(seed, 1_500_000),
+                false,
+            );
+        }
+    })
+    .await;
+    let remote = Unruly::new(&scratch, Duration::ZERO);
+    let caches = [(); 2].map(|()| open_sized(&scratch, &remote, quota));
+    let readers: Vec<_> = caches
+        .iter()
+        .enumerate()
+        .map(|(which, cache)| {
+            let cache = Arc::clone(cache);
+            tokio::spawn(async move {
+                for step in 0..80_u64 {
+                    let seed = if which == 0 {
+                        step % 40
+                    } else {
+                        39 - step % 40
+                    };
+                    let content = tree::noise(seed, 1_500_000);
+                    let got = read(&cache, Digest::of(&content), 1_500_000).await.unwrap();
+                    assert!(got == content);
+                }
+            })
+        })
+        .collect();
+    for reader in readers {
+        reader.await.unwrap();
+    }
+    for cache in caches {
+        assert_eq!(cache.stats().get(Counter::DamagedChunks), 0);
+        cache.close();
+    }
+    assert!(disk_usage(&scratch.path("cache")) <= quota);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn without_room_it_reads_without_caching() {
+    let scratch = Scratch::new();
+    imported(&scratch, |root| {
+        tree::file(root, "f", &tree::noise(1, 3_000_000), false)
+    })
+    .await;
+    let remote = Unruly::new(&scratch, Duration::ZERO);
+    let full = Config {
+        // More than any disk has free.
+        min_free: Quota::Bytes(1 << 60),
+        ..config(scratch.path("cache"), 1 << 30)
+    };
+    let chain = Chain::new(vec![Arc::clone(&remote) as Arc<dyn Remote>]);
+    let cache = Cache::open(&full, chain).unwrap();
+    let content = tree::noise(1, 3_000_000);
+    for _ in 0..3 {
+        assert!(read(&cache, Digest::of(&content), 3_000_000).await.unwrap() == content);
+    }
+    cache.sync().await;
+    assert!(cache.stats().get(Counter::Unwritten) > 0);
+    assert_eq!(fs::read_dir(scratch.path("cache/data")).unwrap().count(), 0);
+    cache.close();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn orphans_are_removed() {
+    let scratch = Scratch::new();
+    imported(&scratch, |root| tree::file(root, "f", b"x", false)).await;
+    let remote = Unruly::new(&scratch, Duration::ZERO);
+    open(&scratch, &remote).close();
+    let orphan = scratch.path("cache/data/00000000000000ff");
+    fs::write(&orphan, b"left behind by a crash").unwrap();
+    let cache = open(&scratch, &remote);
+    support::eventually("the orphan goes", || !orphan.exists());
+    assert_eq!(read(&cache, Digest::of(b"x"), 1).await.unwrap(), b"x");
+    cache.close();
+}
+
+/// Writes a closure of directories as they are given, under the digest of the first.
+fn write_closure(scratch: &Scratch, directories: &[Vec<u8>]) -> Digest {
+    let mut records = Vec::new();
+    for directory in directories {
+        records.extend(u32::try_from(directory.len()).unwrap().to_be_bytes());
+        records.extend(directory);
+    }
+    let root = Digest::of(&directories[0]);
+    let frame = zstd::encode_all(&records[..], 3).unwrap();
+    write_object(scratch, "dirs", root, &frame);
+    root
+}
+
+fn write_object(scratch: &Scratch, kind: &str, digest: Digest, bytes: &[u8]) {
+    let hex = digest.to_hex();
+    let dir = scratch.path("store").join(kind).join("b3").join(&hex[..4]);
+    fs::create_dir_all(&dir).unwrap();
+    fs::write(dir.join(hex), bytes).unwrap();
+}
+
+/// An entry of a Directory, encoded by hand: field 2 is a file, 1 a directory, 3 a symlink.
+fn entry(field: u8, name: &[u8], digest_or_target: &[u8], size: Option<u8>) -> Vec<u8> {
+    let mut inner = vec![0x0a, u8::try_from(name.len()).unwrap()];
+    inner.extend(name);
+    inner.extend([0x12, u8::try_from(digest_or_target.len()).unwrap()]);
+    inner.extend(digest_or_target);
+    if let Some(size) = size {
+        inner.extend([0x18, size]);
+    }
+    let mut outer = vec![field << 3 | 2, u8::try_from(inner.len()).unwrap()];
+    outer.extend(inner);
+    outer
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn corrupt_directories_are_refused_by_name() {
+    let scratch = Scratch::new();
+    fs::create_dir(scratch.path("store")).unwrap();
+    let remote = Unruly::new(&scratch, Duration::ZERO);
+    let cache = open(&scratch, &remote);
+    let digest = Digest::of(b"x");
+    let file = |name: &[u8]| entry(2, name, digest.as_bytes(), Some(1));
+    let cases: [(Vec<u8>, &str); 9] = [
+        (file(b"a/b"), "a/b"),
+        (file(b".."), "not a name"),
+        (file(b"a\0"), "NUL"),
+        (file(b""), "has 0 bytes"),
+        ([file(b"b"), file(b"a")].concat(), "not sorted: \"a\""),
+        (
+            [file(b"twice"), file(b"twice")].concat(),
+            "\"twice\" occurs twice",
+        ),
+        (
+            entry(2, b"short", &[1; 31], Some(1)),
+            "\"short\" has a bad digest",
+        ),
+        (
+            entry(3, b"link", b"", None),
+            "\"link\" has a symlink target of 0 bytes",
+        ),
+        (b"\xff\xff\xff".to_vec(), "not a protobuf message"),
+    ];
+    for (bytes, part) in cases {
+        let root = write_closure(&scratch, &[bytes]);
+        let error = cache.directory(root, root).await.unwrap_err().to_string();
+        assert!(
+            error.contains(part) && error.contains(&root.to_string()),
+            "{part}: {error}"
+        );
+    }
+    // A target of 4096 bytes; its length takes two bytes.
+    let mut inner = vec![0x0a, 1, b'l', 0x12, 0x80, 0x20];
+    inner.extend([b'x'; 4096]);
+    let mut long = vec![0x1a, 0x85, 0x20];
+    long[1] = u8::try_from(inner.len() & 0x7f).unwrap() | 0x80;
+    long[2] = u8::try_from(inner.len() >> 7).unwrap();
+    long.extend(inner);
+    let root = write_closure(&scratch, &[long]);
+    let error = cache.directory(root, root).await.unwrap_err().to_string();
+    assert!(error.contains("4096 bytes"), "{error}");
+    // Bytes that are not those of the digest, a directory that nothing refers to, one that is missing.
+    let good = file(b"a");
+    write_object(
+        &scratch,
+        "dirs",
+        digest,
+        &zstd::encode_all(&b"\0\0\0\x02ab"[..], 3).unwrap(),
+    );
+    let error = cache.directory(digest, digest).await.unwrap_err();
+    assert!(
+        matches!(error, CacheError::UnexpectedDirectory { .. }),
+        "{error}"
+    );
+    let stranger = write_closure(&scratch, &[file(b"z"), good.clone()]);
+    cache.directory(stranger, stranger).await.unwrap();
+    let parent = entry(1, b"d", Digest::of(&good).as_bytes(), Some(1));
+    let root = write_closure(&scratch, &[parent]);
+    cache.directory(root, root).await.unwrap();
+    let child = cache.directory(Digest::of(&good), root).await.unwrap_err();
+    assert!(
+        child.to_string().contains(&Digest::of(&good).to_string()),
+        "{child}"
+    );
+    // A frame that is cut off.
+    let frame = zstd::encode_all(&[0, 0, 0, 9, 1, 2][..], 3).unwrap();
+    write_object(&scratch, "dirs", digest, &frame[..frame.len() - 3]);
+    let error = cache.directory(digest, digest).await.unwrap_err();
+    assert!(
+        matches!(error, CacheError::Remote(RemoteError::Corrupt { .. })),
+        "{error}"
+    );
+    cache.close();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn corrupt_chunks_and_manifests_are_refused() {
+    let scratch = Scratch::new();
+    let content = tree::noise(1, 700_000);
+    imported(&scratch, |root| {
+        tree::file(root, "f", &tree::noise(1, 700_000), false)
+    })
+    .await;
+    let remote = Unruly::new(&scratch, Duration::ZERO);
+    let digest = Digest::of(&content);
+    let cache = open(&scratch, &remote);
+    let blob = cache.blob(digest, 700_000).await.unwrap();
+    let chunk = blob.manifest().chunks()[1];
+    let at = usize::try_from(chunk.offset).unwrap();
+    let bytes = &content[at..at + usize::try_from(chunk.size).unwrap()];
+    let right = zstd::encode_all(bytes, 3).unwrap();
+    let more = zstd::encode_all(&[bytes, &[0]].concat()[..], 3).unwrap();
+    let bomb = zstd::encode_all(&vec![0; 64 << 20][..], 3).unwrap();
+    let other = zstd::encode_all(&tree::noise(9, bytes.len())[..], 3).unwrap();
+    for (frame, part) in [
+        (&right[..right.len() - 5], "damaged"),
+        (&more, "more than"),
+        (&bomb, "more than"),
+        (&other, "its bytes have the digest"),
+        (&b"no frame"[..], "damaged"),
+        (&[][..], "damaged"),
+    ] {
+        write_object(&scratch, "chunks", chunk.digest, frame);
+        let error = read(&cache, digest, 700_000).await.unwrap_err().to_string();
+        assert!(
+            error.contains(part) && error.contains(&chunk.digest.to_string()),
+            "{part}: {error}"
+        );
+    }
+    write_object(&scratch, "chunks", chunk.digest, &right);
+    assert!(read(&cache, digest, 700_000).await.unwrap() == content);
+    cache.close();
+    scratch.clear_cache();
+    // A manifest of another size, one that is no message, one with an empty chunk.
+    for manifest in [&[0x12, 0x24, 0x0a, 0x20][..], b"\xff", &[0x12, 2, 0x18, 0]] {
+        write_object(&scratch, "blobs", digest, manifest);
+        let cache = open(&scratch, &remote);
+        let error = cache.blob(digest, 700_000).await.unwrap_err().to_string();
+        assert!(error.contains(&digest.to_string()), "{error}");
+        cache.close();
+    }
+    // A manifest that names the chunks of another blob.
+    let lie = Manifest::new([(Digest::of(bytes), chunk.size)].repeat(2)).unwrap();
+    let size = lie.size();
+    write_object(
+        &scratch,
+        "blobs",
+        digest,
+        &castore::proto::encode_manifest(&lie),
+    );
+    let cache = open(&scratch, &remote);
+    assert!(cache.blob(digest, 700_000).await.is_err());
+    let _ = size;
+    cache.close();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_small_blob_that_was_split_is_joined() {
+    // Other programs may cut smaller than we do.
+    let scratch = Scratch::new();
+    fs::create_dir(scratch.path("store")).unwrap();
+    let content = tree::noise(1, 1000);
+    let parts = [&content[..400], &content[400..]];
+    for part in parts {
+        let frame = zstd::encode_all(part, 3).unwrap();
+        write_object(&scratch, "chunks", Digest::of(part), &frame);
+    }
+    let manifest = Manifest::new(parts.map(|part| (Digest::of(part), part.len() as u64))).unwrap();
+    let digest = Digest::of(&content);
+    write_object(
+        &scratch,
+        "blobs",
+        digest,
+        &castore::proto::encode_manifest(&manifest),
+    );
+    let remote = Unruly::new(&scratch, Duration::ZERO);
+    let cache = open(&scratch, &remote);
+    assert_eq!(read(&cache, digest, 1000).await.unwrap(), content);
+    cache.close();
+    // And one whose chunks join to something else is refused.
+    let wrong = Digest::of(b"something else");
+    write_object(
+        &scratch,
+        "blobs",
+        wrong,
+        &castore::proto::encode_manifest(&manifest),
+    );
+    let cache = open(&scratch, &remote);
+    let error = read(&cache, wrong, 1000).await.unwrap_err();
+    assert!(matches!(error, CacheError::BlobMismatch { .. }), "{error}");
+    cache.close();
+}
