@@ -279,25 +279,17 @@ async fn damage_on_disk_is_found_and_repaired() {
             .unwrap();
     }
     cache.sync().await;
-    for at_runtime in [true, false] {
-        let running = if at_runtime {
+    // While the cache is open, and between two processes.
+    for (open_now, bit) in [(true, 0x10), (false, 0x20)] {
+        let running = if open_now {
             Arc::clone(&cache)
         } else {
             cache.close();
             open(&scratch, &remote)
         };
-        // One bit in each data file.
         for entry in fs::read_dir(scratch.path("cache/data")).unwrap() {
-            let file = fs::File::options()
-                .read(true)
-                .write(true)
-                .open(entry.unwrap().path())
-                .unwrap();
-            let mut byte = [0];
-            file.read_exact_at(&mut byte, 40_000).unwrap();
-            file.write_all_at(&[byte[0] ^ 0x10], 40_000).unwrap();
+            flip_bits(&entry.unwrap().path(), bit);
         }
-        // New blobs are looked up, so that what is in memory does not hide the disk.
         for content in &files {
             let blob = running
                 .blob(Digest::of(content), content.len() as u64)
@@ -305,22 +297,32 @@ async fn damage_on_disk_is_found_and_repaired() {
                 .unwrap();
             assert_no_wrong_byte(&running, &blob, content).await;
         }
-        if !at_runtime {
-            assert!(running.stats().get(Counter::DamagedChunks) >= 1);
+        if !open_now {
+            assert!(running.stats().get(Counter::DamagedChunks) >= 2);
             running.sync().await;
             // Repaired: nothing is fetched any more.
             let before = running.stats().get(Counter::Misses);
             for content in &files {
-                assert!(
-                    read(&running, Digest::of(content), content.len() as u64)
-                        .await
-                        .unwrap()
-                        == *content
-                );
+                let again = read(&running, Digest::of(content), content.len() as u64);
+                assert!(again.await.unwrap() == *content);
             }
             assert_eq!(running.stats().get(Counter::Misses), before);
             running.close();
         }
+    }
+}
+
+/// Flips one bit in every 10,000 bytes of a data file.
+fn flip_bits(path: &Path, bit: u8) {
+    let file = fs::File::options()
+        .read(true)
+        .write(true)
+        .open(path)
+        .unwrap();
+    for offset in (0..file.metadata().unwrap().len()).step_by(10_000) {
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, offset).unwrap();
+        file.write_all_at(&[byte[0] ^ bit], offset).unwrap();
     }
 }
 
@@ -547,10 +549,14 @@ fn write_object(scratch: &Scratch, kind: &str, digest: Digest, bytes: &[u8]) {
 
 /// An entry of a Directory, encoded by hand: field 2 is a file, 1 a directory, 3 a symlink.
 fn entry(field: u8, name: &[u8], digest_or_target: &[u8], size: Option<u8>) -> Vec<u8> {
-    let mut inner = vec![0x0a, u8::try_from(name.len()).unwrap()];
-    inner.extend(name);
-    inner.extend([0x12, u8::try_from(digest_or_target.len()).unwrap()]);
-    inner.extend(digest_or_target);
+    let mut inner = Vec::new();
+    for (field, bytes) in [(0x0a, name), (0x12, digest_or_target)] {
+        // What is empty is left out of the canonical encoding.
+        if !bytes.is_empty() {
+            inner.extend([field, u8::try_from(bytes.len()).unwrap()]);
+            inner.extend(bytes);
+        }
+    }
     if let Some(size) = size {
         inner.extend([0x18, size]);
     }

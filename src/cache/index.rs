@@ -383,10 +383,10 @@ pub(super) fn set_meta(connection: &Connection, key: &str, value: u64) -> rusqli
     Ok(())
 }
 
-/// Bytes of all data files, written or reserved.
+/// Bytes of all data files, written or reserved; for each, a block of the filesystem that may be filled in part.
 pub(super) fn data_bytes(connection: &Connection) -> rusqlite::Result<u64> {
     connection
-        .prepare_cached("SELECT coalesce(sum(bytes), 0) FROM files")?
+        .prepare_cached("SELECT coalesce(sum(bytes + 4096), 0) FROM files")?
         .query_row([], |row| unsigned(row, 0))
 }
 

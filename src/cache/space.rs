@@ -11,6 +11,7 @@ use super::{
 /// Part of the quota that one segment may take.
 const SEGMENTS_IN_QUOTA: u64 = 16;
 const SEGMENT_MAX: u64 = 64 << 20;
+const SLACK_MAX: u64 = 8 << 20;
 /// A blob from this size on has a file of its own, in bytes.
 const BLOB_FILE_MIN: u64 = 1 << 20;
 
@@ -49,6 +50,11 @@ impl Room {
         blob >= BLOB_FILE_MIN && blob <= self.quota / 4
     }
 
+    /// Room for what grows until the next look, in bytes: the index's log, directories, this process's own log.
+    fn slack(&self) -> u64 {
+        (self.quota / SEGMENTS_IN_QUOTA).min(SLACK_MAX)
+    }
+
     /// Most bytes of chunks that are written at once.
     pub(super) fn batch(&self) -> u64 {
         (self.quota / SEGMENTS_IN_QUOTA).min(32 << 20)
@@ -66,8 +72,8 @@ pub(super) fn make_room(
     let mut data = index::data_bytes(connection)?;
     let mut free = room.filesystem.free;
     let fits = |data: u64, free: u64| {
-        data.saturating_add(room.other).saturating_add(need) <= room.quota
-            && free >= need.saturating_add(room.min_free)
+        let used = data.saturating_add(room.other).saturating_add(room.slack());
+        used.saturating_add(need) <= room.quota && free >= need.saturating_add(room.min_free)
     };
     let mut victims = Vec::new();
     if fits(data, free) {
@@ -157,38 +163,31 @@ mod tests {
         victims.map(|victims| victims.iter().map(|victim| victim.number).collect())
     }
 
+    /// A file counts its bytes and a block; of the quota, a sixteenth is slack.
+    const MIB: u64 = 1 << 20;
+
     #[test]
     fn the_least_recently_used_goes_first() {
-        let connection = connection(&[(10, 3), (10, 1), (10, 2)]);
-        let quota = room(35, 0, 0, 1000);
-        assert_eq!(
-            numbers(make_room(&connection, &quota, 5, Vec::new).unwrap()),
-            Some(vec![])
-        );
-        assert_eq!(
-            numbers(make_room(&connection, &quota, 6, || vec![(2, 9)]).unwrap()),
-            Some(vec![3])
-        );
-        assert_eq!(index::data_bytes(&connection).unwrap(), 20);
+        let connection = connection(&[(10 * MIB, 3), (10 * MIB, 1), (10 * MIB, 2)]);
+        let quota = room(40 * MIB, 0, 0, 1000 * MIB);
+        let none = make_room(&connection, &quota, 7 * MIB, Vec::new).unwrap();
+        assert_eq!(numbers(none), Some(vec![]));
+        let one = make_room(&connection, &quota, 8 * MIB, || vec![(2, 9)]).unwrap();
+        assert_eq!(numbers(one), Some(vec![3]));
+        assert_eq!(index::data_bytes(&connection).unwrap(), 20 * MIB + 2 * 4096);
     }
 
     #[test]
     fn free_space_and_other_files_count() {
-        let connection = connection(&[(10, 1), (10, 2)]);
-        let tight = room(1000, 0, 20, 15);
-        assert_eq!(
-            numbers(make_room(&connection, &tight, 5, Vec::new).unwrap()),
-            Some(vec![1])
-        );
-        let index_full = room(25, 12, 0, 1000);
-        assert_eq!(
-            numbers(make_room(&connection, &index_full, 10, Vec::new).unwrap()),
-            Some(vec![2])
-        );
-        assert_eq!(
-            make_room(&connection, &index_full, 14, Vec::new).unwrap(),
-            None
-        );
+        let connection = connection(&[(10 * MIB, 1), (10 * MIB, 2)]);
+        let tight = room(1000 * MIB, 0, 20 * MIB, 15 * MIB);
+        let one = make_room(&connection, &tight, 5 * MIB, Vec::new).unwrap();
+        assert_eq!(numbers(one), Some(vec![1]));
+        let index_full = room(32 * MIB, 12 * MIB, 0, 1000 * MIB);
+        let other = make_room(&connection, &index_full, 10 * MIB, Vec::new).unwrap();
+        assert_eq!(numbers(other), Some(vec![2]));
+        let nothing = make_room(&connection, &index_full, 19 * MIB, Vec::new).unwrap();
+        assert_eq!(nothing, None);
     }
 
     #[test]
