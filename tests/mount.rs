@@ -468,7 +468,7 @@ fn a_killed_mount_loses_nothing() {
         support::wait(&mut mount.child, Duration::from_secs(20)).unwrap();
         drop(mount);
         within(Duration::from_secs(60), "a reader of a dead mount", || {
-            reader.join().unwrap()
+            reader.join().unwrap();
         });
     }
     let mount = scratch.mount([&digest]);

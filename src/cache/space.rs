@@ -72,8 +72,8 @@ pub(super) fn make_room(
     let mut data = index::data_bytes(connection)?;
     let mut free = room.filesystem.free;
     let fits = |data: u64, free: u64| {
-        let used = data.saturating_add(room.other).saturating_add(room.slack());
-        used.saturating_add(need) <= room.quota && free >= need.saturating_add(room.min_free)
+        let taken = data.saturating_add(room.other).saturating_add(room.slack());
+        taken.saturating_add(need) <= room.quota && free >= need.saturating_add(room.min_free)
     };
     let mut victims = Vec::new();
     if fits(data, free) {

@@ -1,0 +1,31 @@
+# `make demo` runs the main job on a real tree; `make test` runs all tests, real FUSE mounts included.
+
+CARGO ?= cargo
+
+.PHONY: demo test lint bench deny setup
+
+demo: setup
+	contrib/demo.sh
+
+test: setup
+	@if test -w /dev/fuse && command -v fusermount3 >/dev/null 2>&1; then \
+		set -x; $(CARGO) test --locked --no-fail-fast -- --include-ignored; \
+	else \
+		echo "make test: no usable /dev/fuse here, so the tests that mount are reported as ignored"; \
+		set -x; $(CARGO) test --locked --no-fail-fast; \
+	fi
+
+lint:
+	$(CARGO) fmt --check
+	$(CARGO) clippy --locked --all-targets -- -D warnings
+
+# Native and mounted reads side by side, as a table of ratios. Takes some minutes; needs root for fresh caches.
+bench: setup
+	$(CARGO) bench --locked --bench mount
+
+# Licences, advisories and sources of all dependencies; fetches the advisory database.
+deny:
+	$(CARGO) deny --locked check
+
+setup:
+	@contrib/setup.sh
