@@ -175,7 +175,7 @@ async fn one_fetch_for_many_readers() {
     let scratch = Scratch::new();
     let content = tree::noise(1, 100_000);
     imported(&scratch, |root| {
-        tree::file(root, "f", &tree::noise(1, 100_000), false)
+        tree::file(root, "f", &tree::noise(1, 100_000), false);
     })
     .await;
     let remote = Unruly::new(&scratch, Duration::from_millis(100));
@@ -201,7 +201,7 @@ async fn wrong_bytes_are_neither_served_nor_kept() {
     let scratch = Scratch::new();
     let content = tree::noise(1, 700_000);
     imported(&scratch, |root| {
-        tree::file(root, "f", &tree::noise(1, 700_000), false)
+        tree::file(root, "f", &tree::noise(1, 700_000), false);
     })
     .await;
     let remote = Unruly::new(&scratch, Duration::ZERO);
@@ -352,7 +352,7 @@ async fn assert_no_wrong_byte(cache: &Arc<Cache>, blob: &Arc<Blob>, content: &[u
 async fn missing_and_shortened_data_files_are_fetched_again() {
     let scratch = Scratch::new();
     imported(&scratch, |root| {
-        tree::file(root, "large", &tree::noise(1, 3_000_000), false)
+        tree::file(root, "large", &tree::noise(1, 3_000_000), false);
     })
     .await;
     let content = tree::noise(1, 3_000_000);
@@ -492,7 +492,7 @@ async fn two_processes_worth_of_caches_share_a_quota() {
 async fn without_room_it_reads_without_caching() {
     let scratch = Scratch::new();
     imported(&scratch, |root| {
-        tree::file(root, "f", &tree::noise(1, 3_000_000), false)
+        tree::file(root, "f", &tree::noise(1, 3_000_000), false);
     })
     .await;
     let remote = Unruly::new(&scratch, Duration::ZERO);
@@ -650,7 +650,7 @@ async fn corrupt_chunks_and_manifests_are_refused() {
     let scratch = Scratch::new();
     let content = tree::noise(1, 700_000);
     imported(&scratch, |root| {
-        tree::file(root, "f", &tree::noise(1, 700_000), false)
+        tree::file(root, "f", &tree::noise(1, 700_000), false);
     })
     .await;
     let remote = Unruly::new(&scratch, Duration::ZERO);
