@@ -784,10 +784,17 @@ fn equal_directories_in_parallel() {
             })
             .collect();
         let finders: Vec<_> = (0..8)
-            .map(|_| Command::new("find").arg(&mount.path).output())
+            .map(|_| {
+                Command::new("find")
+                    .arg(&mount.path)
+                    .stdout(std::process::Stdio::piped())
+                    .stderr(std::process::Stdio::piped())
+                    .spawn()
+                    .unwrap()
+            })
             .collect();
         for output in finders {
-            let output = output.unwrap();
+            let output = output.wait_with_output().unwrap();
             assert!(
                 output.status.success(),
                 "{}",

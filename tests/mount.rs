@@ -435,6 +435,70 @@ END
 
 #[test]
 #[ignore = "needs /dev/fuse"]
+fn under_sudo_the_users_own_store_is_named() {
+    // In a mount namespace of its own, /etc/passwd has a user whose home is the scratch directory.
+    let (scratch, _) = prepared();
+    let home = scratch.path("home");
+    let store = home.join(".local/share/castore");
+    fs::create_dir_all(&store).unwrap();
+    fs::rename(scratch.path("store"), store.join("store")).unwrap();
+    let passwd = format!(
+        "root:x:0:0::/root:/bin/sh\nada:x:1000:1000::{}:/bin/sh\n",
+        home.display()
+    );
+    fs::write(scratch.path("passwd"), passwd).unwrap();
+    let script = format!(
+        "mount --bind {passwd} /etc/passwd && exec {castore} mount tree {mnt}",
+        passwd = scratch.path("passwd").display(),
+        castore = env!("CARGO_BIN_EXE_castore"),
+        mnt = scratch.mnt().display(),
+    );
+    let envs = scratch.command(Vec::<String>::new());
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "--propagation", "private", "sh", "-c", &script]);
+    command.envs(
+        envs.get_envs()
+            .filter_map(|(key, value)| Some((key, value?))),
+    );
+    command.env("SUDO_USER", "ada");
+    fs::create_dir(scratch.path("store")).unwrap();
+    let error = support::failed(&support::output(command));
+    let remote = format!(
+        "--remote objectstore+file://{}",
+        store.join("store").display()
+    );
+    assert!(error.contains(&remote), "{error}");
+}
+
+#[test]
+fn the_systemd_unit_is_valid() {
+    let unit = Path::new(env!("CARGO_MANIFEST_DIR")).join("contrib/castore@.service");
+    let text = fs::read_to_string(&unit).unwrap();
+    assert!(text.contains("Type=notify") && text.contains("mount --foreground"));
+    if !Path::new("/usr/bin/systemd-analyze").exists() {
+        return;
+    }
+    // An instance of it whose program is there.
+    let scratch = Scratch::new();
+    let instance = scratch.path("castore@tree.service");
+    fs::write(
+        &instance,
+        text.replace("/usr/local/bin/castore", env!("CARGO_BIN_EXE_castore")),
+    )
+    .unwrap();
+    let mut command = Command::new("systemd-analyze");
+    command.arg("verify").arg("--man=no").arg(&instance);
+    let output = support::output(command);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    let ours: Vec<_> = said
+        .lines()
+        .filter(|line| line.contains("castore@"))
+        .collect();
+    assert!(ours.is_empty(), "{ours:?}");
+}
+
+#[test]
+#[ignore = "needs /dev/fuse"]
 fn a_program_runs_from_the_mount() {
     let (scratch, _) = prepared();
     let source = scratch.path("programs");

@@ -1,9 +1,17 @@
 use std::sync::{Arc, PoisonError, RwLock};
 
 use bytes::Bytes;
+use rusqlite::Connection;
 
-use super::{DataFile, index::Location};
+use super::{
+    DataFile,
+    index::{self, Location},
+};
 use crate::model::{Chunk, Digest, Manifest};
+
+/// A blob up to this size, in bytes, is asked for as one chunk before anybody asks for its manifest: chunking makes no
+/// smaller chunks, so the answer is nearly always there.
+pub(super) const ONE_CHUNK: u64 = 128 << 10;
 
 /// A blob: its manifest, and where on disk its chunks lie as far as this process knows.
 #[derive(Debug)]
@@ -56,6 +64,42 @@ impl Blob {
         let weight = self.manifest.chunks().len() * chunk + 128;
         u32::try_from(weight).unwrap_or(u32::MAX)
     }
+}
+
+/// A blob's manifest and the places of its chunks, where the manifest is known. One that may be a single chunk is taken
+/// for one.
+pub(super) fn known_blob(
+    connection: &Connection,
+    digest: Digest,
+    size: u64,
+) -> rusqlite::Result<Option<(Manifest, Vec<Option<Location>>)>> {
+    let manifest = if size <= ONE_CHUNK {
+        Some(Manifest::whole(digest, size))
+    } else if let Some(manifest) = index::manifest(connection, digest)? {
+        Some(manifest)
+    } else {
+        index::chunk(connection, digest)?.map(|(_, chunk_size)| Manifest::whole(digest, chunk_size))
+    };
+    match manifest.filter(|manifest| manifest.size() == size) {
+        Some(manifest) => places(connection, &manifest).map(|at| Some((manifest, at))),
+        None => Ok(None),
+    }
+}
+
+pub(super) fn places(
+    connection: &Connection,
+    manifest: &Manifest,
+) -> rusqlite::Result<Vec<Option<Location>>> {
+    manifest
+        .chunks()
+        .iter()
+        .map(|chunk| {
+            let found = index::chunk(connection, chunk.digest)?;
+            Ok(found
+                .filter(|(_, size)| *size == chunk.size)
+                .map(|(location, _)| location))
+        })
+        .collect()
 }
 
 /// The bytes of one chunk, verified.

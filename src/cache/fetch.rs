@@ -1,183 +1,21 @@
-use std::{
-    collections::HashMap,
-    fmt,
-    path::Path,
-    sync::{Arc, Mutex, PoisonError, mpsc},
-    thread::JoinHandle,
-};
+use std::sync::{Arc, PoisonError};
 
 use bytes::{Bytes, BytesMut};
 use rusqlite::Connection;
 use tokio::sync::oneshot;
 
 use super::{
-    Blob, CacheError, ChunkData, Config, Counter, DataFile, Slice, Stats, Usage,
-    closure::ClosureFlight,
+    Blob, Cache, CacheError, ChunkData, Counter, DataFile, Usage,
+    blob::{ONE_CHUNK, known_blob, places},
     data_file::Trust,
-    flights::Flights,
     index::{self, Location},
-    memory::Memory,
-    store::{Command, NewChunk, Pending, Store},
-    writer::Writer,
+    store::{Command, NewChunk, Pending},
 };
 use crate::{
-    model::{ChunkSlice, Digest, Directory, Manifest, Name, Node},
-    remote::{Chain, Remote, RemoteError},
+    model::{Digest, Manifest, Name, Node},
+    remote::{Remote, RemoteError},
 };
 
-/// A blob up to this size, in bytes, is asked for as one chunk before anybody asks for its manifest: chunking makes no
-/// smaller chunks, so the answer is nearly always there.
-const ONE_CHUNK: u64 = 128 << 10;
-
-/// A blob up to this size, in bytes, is looked up in the index by the thread that answers the reader: a few rows are read
-/// sooner than another thread is woken.
-const LOOKED_UP_HERE: u64 = 16 << 20;
-
-/// The cache: two tiers over the remotes.
-pub struct Cache {
-    pub(super) store: Arc<Store>,
-    pub(super) memory: Memory,
-    pub(super) remote: Arc<Chain>,
-    pub(super) commands: mpsc::Sender<Command>,
-    chunks: Flights<Digest, ChunkData>,
-    blobs: Flights<(Digest, u64), Arc<Blob>>,
-    /// Closures on their way, by their root. The lock is held for a map operation only.
-    pub(super) closures: Mutex<HashMap<Digest, Arc<ClosureFlight>>>,
-    stats: Arc<Stats>,
-    writer: Mutex<Option<JoinHandle<()>>>,
-}
-
-impl fmt::Debug for Cache {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Cache")
-            .field("dir", &self.store.dir)
-            .field("remote", &self.remote)
-            .finish_non_exhaustive()
-    }
-}
-
-// What is at hand: never waits for the network, and for the disk as little as a few rows of the index.
-impl Cache {
-    /// Opens the cache in a directory, over remotes. Costs the same however full it is.
-    ///
-    /// # Errors
-    /// When the directory cannot hold a cache or the index cannot be opened.
-    pub fn open(config: &Config, remote: Chain) -> Result<Arc<Self>, CacheError> {
-        let stats = Arc::new(Stats::default());
-        let store = Arc::new(Store::open(config, Arc::clone(&stats))?);
-        let (commands, receiver) = mpsc::channel();
-        let writer = Writer::new(Arc::clone(&store))?;
-        let writer = std::thread::Builder::new()
-            .name("cache-writer".to_owned())
-            .spawn(move || writer.run(&receiver))
-            .map_err(|error| CacheError::io(&store.dir, error))?;
-        Ok(Arc::new(Self {
-            store,
-            memory: Memory::new(config.memory),
-            remote: Arc::new(remote),
-            commands,
-            chunks: Flights::default(),
-            blobs: Flights::default(),
-            closures: Mutex::default(),
-            stats,
-            writer: Mutex::new(Some(writer)),
-        }))
-    }
-
-    /// The directory it is in.
-    #[must_use]
-    pub fn dir(&self) -> &Path {
-        &self.store.dir
-    }
-
-    #[must_use]
-    pub fn stats(&self) -> &Stats {
-        &self.stats
-    }
-
-    /// What messages call the remotes.
-    #[must_use]
-    pub fn remote_address(&self) -> &str {
-        self.remote.address()
-    }
-
-    #[must_use]
-    pub fn directory_at_hand(&self, digest: Digest) -> Option<Arc<Directory>> {
-        if digest == Digest::empty() {
-            return Some(Arc::default());
-        }
-        self.memory.directories.get(&digest)
-    }
-
-    /// A blob that is in memory, or a short one of which the index tells all.
-    #[must_use]
-    pub fn blob_at_hand(&self, digest: Digest, size: u64) -> Option<Arc<Blob>> {
-        if let Some(blob) = self.memory.blobs.get(&(digest, size)) {
-            return Some(blob);
-        }
-        if size > LOOKED_UP_HERE {
-            return None;
-        }
-        let (manifest, places) = self
-            .store
-            .index
-            .read(|connection| known_blob(connection, digest, size))
-            .ok()
-            .flatten()?;
-        let blob = Arc::new(Blob::new(digest, manifest, places));
-        self.memory.blobs.insert((digest, size), Arc::clone(&blob));
-        Some(blob)
-    }
-
-    /// A part of a chunk, if its bytes are in memory or in a file where they are known to be right.
-    #[must_use]
-    pub fn slice_at_hand(&self, blob: &Blob, slice: ChunkSlice) -> Option<Slice> {
-        let data = if let Some(data) = self.trusted_place(blob, slice.index) {
-            self.stats.add(Counter::DiskHits, 1);
-            data
-        } else {
-            let bytes = self.memory.chunks.get(&blob.chunk(slice.index)?.digest)?;
-            self.stats.add(Counter::MemoryHits, 1);
-            ChunkData::Memory(bytes)
-        };
-        Some(Slice {
-            data,
-            start: slice.start,
-            len: slice.len,
-        })
-    }
-
-    /// Has the files that slices are in verified again, after one of them could not be read.
-    pub fn distrust(&self, slices: &[Slice]) {
-        for slice in slices {
-            if let ChunkData::Disk(file, _) = &slice.data {
-                file.distrust();
-            }
-        }
-    }
-
-    fn trusted_place(&self, blob: &Blob, position: usize) -> Option<ChunkData> {
-        let place = blob.place(position)?;
-        let Ok(Some(file)) = self.store.open_file(place.file, &self.commands) else {
-            blob.set_place(position, None);
-            return None;
-        };
-        match file.trust(place.offset) {
-            Trust::Verified => {
-                file.touch(index::now());
-                Some(ChunkData::Disk(file, place.offset))
-            }
-            Trust::Unknown => None,
-            Trust::Gone => {
-                self.store.files.remove(place.file);
-                blob.set_place(position, None);
-                None
-            }
-        }
-    }
-}
-
-// What may have to be fetched.
 impl Cache {
     /// A blob's manifest, and where its chunks lie.
     ///
@@ -391,14 +229,14 @@ impl Cache {
             return Ok(data);
         }
         let permit = self.memory.reserve(chunk.size).await;
-        self.stats.add(Counter::Misses, 1);
+        self.stats().add(Counter::Misses, 1);
         let bytes = match self.remote.chunk(chunk.digest, chunk.size).await {
             Err(error) if error.is_not_found() && chunk.digest == blob.digest() => {
                 self.assemble(chunk.digest, chunk.size, error).await?
             }
             bytes => bytes.inspect_err(|error| self.count_rejected(error))?,
         };
-        self.stats.add(Counter::FetchedBytes, bytes.len() as u64);
+        self.stats().add(Counter::FetchedBytes, bytes.len() as u64);
         self.memory.chunks.insert(chunk.digest, bytes.clone());
         self.store
             .set_pending(chunk.digest, Pending::Queued(bytes.clone()));
@@ -432,7 +270,7 @@ impl Cache {
             joined.extend_from_slice(&bytes.inspect_err(|error| self.count_rejected(error))?);
         }
         if Digest::of(&joined) != digest {
-            self.stats.add(Counter::RejectedObjects, 1);
+            self.stats().add(Counter::RejectedObjects, 1);
             return Err(CacheError::BlobMismatch {
                 digest,
                 remote: self.remote.address().to_owned(),
@@ -443,7 +281,7 @@ impl Cache {
 
     fn count_rejected(&self, error: &RemoteError) {
         if matches!(error, RemoteError::Corrupt { .. }) {
-            self.stats.add(Counter::RejectedObjects, 1);
+            self.stats().add(Counter::RejectedObjects, 1);
         }
     }
 
@@ -467,7 +305,7 @@ impl Cache {
         };
         blob.set_place(position, found.as_ref().map(|(_, location)| *location));
         Ok(found.map(|(file, location)| {
-            self.stats.add(Counter::DiskHits, 1);
+            self.stats().add(Counter::DiskHits, 1);
             ChunkData::Disk(file, location.offset)
         }))
     }
@@ -497,43 +335,10 @@ impl Cache {
             Ok(false) => "its bytes are not what its digest says".to_owned(),
             Err(error) => error.to_string(),
         };
-        self.stats.add(Counter::DamagedChunks, 1);
+        self.stats().add(Counter::DamagedChunks, 1);
         tracing::warn!(%digest, path = ?self.store.files.path(location.file), offset = location.offset,
             %problem, "a cached chunk is damaged; it is fetched again");
         self.send(Command::Damaged(digest, location));
         Ok(None)
     }
-}
-
-/// A blob's manifest and the places of its chunks, where the manifest is known. One that may be a single chunk is taken
-/// for one.
-fn known_blob(
-    connection: &Connection,
-    digest: Digest,
-    size: u64,
-) -> rusqlite::Result<Option<(Manifest, Vec<Option<Location>>)>> {
-    let manifest = if size <= ONE_CHUNK {
-        Some(Manifest::whole(digest, size))
-    } else if let Some(manifest) = index::manifest(connection, digest)? {
-        Some(manifest)
-    } else {
-        index::chunk(connection, digest)?.map(|(_, chunk_size)| Manifest::whole(digest, chunk_size))
-    };
-    match manifest.filter(|manifest| manifest.size() == size) {
-        Some(manifest) => places(connection, &manifest).map(|at| Some((manifest, at))),
-        None => Ok(None),
-    }
-}
-
-fn places(connection: &Connection, manifest: &Manifest) -> rusqlite::Result<Vec<Option<Location>>> {
-    manifest
-        .chunks()
-        .iter()
-        .map(|chunk| {
-            let found = index::chunk(connection, chunk.digest)?;
-            Ok(found
-                .filter(|(_, size)| *size == chunk.size)
-                .map(|(location, _)| location))
-        })
-        .collect()
 }

@@ -60,7 +60,7 @@ pub fn prepare(path: &Path) -> Result<PathBuf, GuardError> {
     let path = path.canonicalize().map_err(create_failed)?;
     let filesystem = rustix::fs::statfs(&path).map_err(|error| write_failed(error.into()))?;
     let magic = filesystem.f_type as i64;
-    if let Some((_, kind)) = REFUSED.iter().find(|(refused, _)| *refused == magic) {
+    if let Some(kind) = refused(magic) {
         return Err(GuardError::Network { path, kind });
     }
     rustix::fs::access(
@@ -72,9 +72,29 @@ pub fn prepare(path: &Path) -> Result<PathBuf, GuardError> {
     Ok(path)
 }
 
+/// The name of a filesystem that is refused.
+fn refused(magic: i64) -> Option<&'static str> {
+    let known = REFUSED.iter().find(|(number, _)| *number == magic);
+    known.map(|(_, name)| *name)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The numbers are those of `statfs(2)`: `NFS_SUPER_MAGIC`, `V9FS_MAGIC`, `EXT4_SUPER_MAGIC`, `TMPFS_MAGIC`.
+    #[test]
+    fn network_filesystems_are_refused_with_a_suggestion() {
+        assert_eq!(refused(0x6969), Some("NFS"));
+        assert_eq!(refused(0x0102_1997), Some("9p"));
+        assert_eq!(refused(0xef53), None);
+        assert_eq!(refused(0x0102_1994), None);
+        let error = GuardError::Network {
+            path: "/net/cache".into(),
+            kind: "NFS",
+        };
+        assert!(error.to_string().contains("--cache-dir"));
+    }
 
     #[test]
     fn it_is_made_private_and_used_again() {

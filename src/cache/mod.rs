@@ -6,12 +6,13 @@
 //! - `memory`: the memory tier and its budget
 //! - `index`: `SQLite` and its schema
 //! - `data_file`, `open_files`, `stamp`: mapped files, and which of their bytes are known to be right
-//! - `writer`, `space`: the one thread that writes, and the room it makes
+//! - `writer`: the one thread that writes; `placing` finds places for chunks, `space` makes room, `rows` is all else
 //! - `blob`: a blob's manifest and where its chunks lie
 //! - `flights`: one task per missing object, whatever the number of its waiters
 //! - `fetch`, `closure`: bringing and verifying what is missing
 //! - `stats`: what was hit, missed and found damaged
 
+mod at_hand;
 mod blob;
 mod closure;
 mod config;
@@ -23,16 +24,19 @@ mod guard;
 mod index;
 mod memory;
 mod open_files;
+mod placing;
+mod rows;
 mod space;
 mod stamp;
 mod stats;
 mod store;
 mod writer;
 
+pub use at_hand::Cache;
 pub use blob::{Blob, ChunkData, Slice};
 pub use config::{Config, Quota, QuotaError, default_memory, machine_memory};
 pub use data_file::DataFile;
 pub use error::CacheError;
-pub use fetch::Cache;
+
 pub use guard::{GuardError, prepare};
 pub use stats::{Counter, Stats, Usage};

@@ -12,6 +12,8 @@ use rusqlite::{Connection, params};
 use super::{
     CacheError, Counter, DataFile,
     index::{self, FileRow, Location},
+    placing::{Places, Target},
+    rows::Row,
     space::{self, Room, Victim},
     store::{Command, NewChunk, Pending, Store, sync_directory},
 };
@@ -68,12 +70,6 @@ struct Planned {
     chunk: NewChunk,
     target: Target,
     offset: u64,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
-enum Target {
-    Segment(u64),
-    Blob(Digest),
 }
 
 /// What a reservation decided; carried out once its transaction is committed.
@@ -621,119 +617,6 @@ impl Writer {
             .add(Counter::Unwritten, chunks.len() as u64);
         for chunk in chunks {
             self.store.remove_pending(chunk.digest);
-        }
-    }
-}
-
-/// Finds a place for each chunk of a batch, within the transaction that reserves it.
-struct Places<'a> {
-    connection: &'a Connection,
-    store: &'a Store,
-    room: Room,
-    /// Number and length of the segment in use.
-    segment: Option<(u64, u64)>,
-    /// Blob files that this process has locked.
-    locked: HashSet<u64>,
-    made: Vec<(FileRow, Target)>,
-}
-
-impl Places<'_> {
-    fn place(&mut self, chunk: &NewChunk) -> rusqlite::Result<(Target, u64)> {
-        let size = chunk.bytes.len() as u64;
-        let blob = chunk.blob.as_ref();
-        if self.room.has_blob_file(blob.manifest().size())
-            && let Some(at) = blob.chunk(chunk.position)
-            && let Some(number) = self.blob_file(blob.digest(), blob.manifest().size())?
-        {
-            self.add_bytes(number, size)?;
-            return Ok((Target::Blob(blob.digest()), at.offset));
-        }
-        if let Some((number, length)) = self.segment
-            && let Some(row) = index::file(self.connection, number)?
-            && row.bytes + size <= length
-        {
-            self.add_bytes(number, size)?;
-            return Ok((Target::Segment(number), row.bytes));
-        }
-        for row in index::open_segments(self.connection, size)? {
-            // Only where no process appends; the lock is taken again when the file is opened.
-            if !self.is_locked(row.number) {
-                self.segment = Some((row.number, row.length));
-                self.add_bytes(row.number, size)?;
-                return Ok((Target::Segment(row.number), row.bytes));
-            }
-        }
-        let row = self.make(None, self.room.segment_length(size))?;
-        let target = Target::Segment(row.number);
-        self.segment = Some((row.number, row.length));
-        self.add_bytes(row.number, size)?;
-        self.made.push((row, target));
-        Ok((target, 0))
-    }
-
-    /// The number of a blob's file, made if there is none; `None` when another process writes to it.
-    fn blob_file(&mut self, blob: Digest, size: u64) -> rusqlite::Result<Option<u64>> {
-        if let Some(row) = index::blob_file(self.connection, blob)? {
-            let made = self.made.iter().any(|(made, _)| made.number == row.number);
-            let ours = made || self.locked.contains(&row.number);
-            return Ok((ours || !self.is_locked(row.number)).then_some(row.number));
-        }
-        let row = self.make(Some(blob), size)?;
-        let number = row.number;
-        self.made.push((row, Target::Blob(blob)));
-        Ok(Some(number))
-    }
-
-    fn make(&self, blob: Option<Digest>, length: u64) -> rusqlite::Result<FileRow> {
-        self.connection
-            .prepare_cached("INSERT INTO files (blob, length, bytes, used_at) VALUES (?, ?, 0, ?)")?
-            .execute(params![
-                blob.as_ref().map(Digest::as_bytes),
-                index::signed(length)?,
-                index::signed(index::now())?
-            ])?;
-        Ok(FileRow {
-            number: self.connection.last_insert_rowid().unsigned_abs(),
-            length,
-            bytes: 0,
-            stamp: None,
-        })
-    }
-
-    fn add_bytes(&self, number: u64, size: u64) -> rusqlite::Result<()> {
-        self.connection
-            .prepare_cached("UPDATE files SET bytes = bytes + ? WHERE number = ?")?
-            .execute(params![index::signed(size)?, index::signed(number)?])?;
-        Ok(())
-    }
-
-    fn is_locked(&self, number: u64) -> bool {
-        let Ok(file) = File::open(self.store.files.path(number)) else {
-            return true;
-        };
-        rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_err()
-    }
-}
-
-/// A change of the index that goes with no data file.
-enum Row {
-    Directories(Vec<(Digest, bytes::Bytes)>),
-    Manifest(Digest, crate::model::Manifest),
-    Name(crate::model::Name, crate::model::Node),
-    ForgetName(crate::model::Name),
-    Damaged(Digest, Location),
-}
-
-impl Row {
-    fn write(&self, connection: &Connection) -> rusqlite::Result<()> {
-        match self {
-            Self::Directories(directories) => directories.iter().try_for_each(|(digest, bytes)| {
-                index::insert_directory(connection, *digest, bytes)
-            }),
-            Self::Manifest(blob, manifest) => index::insert_manifest(connection, *blob, manifest),
-            Self::Name(name, node) => index::insert_name(connection, name, node),
-            Self::ForgetName(name) => index::delete_name(connection, name),
-            Self::Damaged(digest, location) => index::delete_chunk(connection, *digest, *location),
         }
     }
 }

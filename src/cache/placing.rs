@@ -1,0 +1,109 @@
+use std::{collections::HashSet, fs::File};
+
+use rusqlite::{Connection, params};
+
+use super::{
+    index::{self, FileRow},
+    space::Room,
+    store::{NewChunk, Store},
+};
+use crate::model::Digest;
+
+/// The file that a chunk goes to.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Target {
+    Segment(u64),
+    Blob(Digest),
+}
+
+/// Finds a place for each chunk of a batch, within the transaction that reserves it.
+pub(super) struct Places<'a> {
+    pub(super) connection: &'a Connection,
+    pub(super) store: &'a Store,
+    pub(super) room: Room,
+    /// Number and length of the segment in use.
+    pub(super) segment: Option<(u64, u64)>,
+    /// Blob files that this process has locked.
+    pub(super) locked: HashSet<u64>,
+    /// Rows that were made, to be made files once the transaction is committed.
+    pub(super) made: Vec<(FileRow, Target)>,
+}
+
+impl Places<'_> {
+    /// The file and the offset in it; the room there is reserved.
+    pub(super) fn place(&mut self, chunk: &NewChunk) -> rusqlite::Result<(Target, u64)> {
+        let size = chunk.bytes.len() as u64;
+        let blob = chunk.blob.as_ref();
+        if self.room.has_blob_file(blob.manifest().size())
+            && let Some(at) = blob.chunk(chunk.position)
+            && let Some(number) = self.blob_file(blob.digest(), blob.manifest().size())?
+        {
+            self.add_bytes(number, size)?;
+            return Ok((Target::Blob(blob.digest()), at.offset));
+        }
+        if let Some((number, length)) = self.segment
+            && let Some(row) = index::file(self.connection, number)?
+            && row.bytes + size <= length
+        {
+            self.add_bytes(number, size)?;
+            return Ok((Target::Segment(number), row.bytes));
+        }
+        for row in index::open_segments(self.connection, size)? {
+            // Only where no process appends; the lock is taken again when the file is opened.
+            if !self.is_locked(row.number) {
+                self.segment = Some((row.number, row.length));
+                self.add_bytes(row.number, size)?;
+                return Ok((Target::Segment(row.number), row.bytes));
+            }
+        }
+        let row = self.make(None, self.room.segment_length(size))?;
+        let target = Target::Segment(row.number);
+        self.segment = Some((row.number, row.length));
+        self.add_bytes(row.number, size)?;
+        self.made.push((row, target));
+        Ok((target, 0))
+    }
+
+    /// The number of a blob's file, made if there is none; `None` when another process writes to it.
+    fn blob_file(&mut self, blob: Digest, size: u64) -> rusqlite::Result<Option<u64>> {
+        if let Some(row) = index::blob_file(self.connection, blob)? {
+            let made = self.made.iter().any(|(made, _)| made.number == row.number);
+            let ours = made || self.locked.contains(&row.number);
+            return Ok((ours || !self.is_locked(row.number)).then_some(row.number));
+        }
+        let row = self.make(Some(blob), size)?;
+        let number = row.number;
+        self.made.push((row, Target::Blob(blob)));
+        Ok(Some(number))
+    }
+
+    fn make(&self, blob: Option<Digest>, length: u64) -> rusqlite::Result<FileRow> {
+        self.connection
+            .prepare_cached("INSERT INTO files (blob, length, bytes, used_at) VALUES (?, ?, 0, ?)")?
+            .execute(params![
+                blob.as_ref().map(Digest::as_bytes),
+                index::signed(length)?,
+                index::signed(index::now())?
+            ])?;
+        Ok(FileRow {
+            number: self.connection.last_insert_rowid().unsigned_abs(),
+            length,
+            bytes: 0,
+            stamp: None,
+        })
+    }
+
+    fn add_bytes(&self, number: u64, size: u64) -> rusqlite::Result<()> {
+        self.connection
+            .prepare_cached("UPDATE files SET bytes = bytes + ? WHERE number = ?")?
+            .execute(params![index::signed(size)?, index::signed(number)?])?;
+        Ok(())
+    }
+
+    fn is_locked(&self, number: u64) -> bool {
+        let Ok(file) = File::open(self.store.files.path(number)) else {
+            return true;
+        };
+        rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_err()
+    }
+}

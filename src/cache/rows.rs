@@ -1,0 +1,28 @@
+use bytes::Bytes;
+use rusqlite::Connection;
+
+use super::index::{self, Location};
+use crate::model::{Digest, Manifest, Name, Node};
+
+/// A change of the index that goes with no data file.
+pub(super) enum Row {
+    Directories(Vec<(Digest, Bytes)>),
+    Manifest(Digest, Manifest),
+    Name(Name, Node),
+    ForgetName(Name),
+    Damaged(Digest, Location),
+}
+
+impl Row {
+    pub(super) fn write(&self, connection: &Connection) -> rusqlite::Result<()> {
+        match self {
+            Self::Directories(directories) => directories.iter().try_for_each(|(digest, bytes)| {
+                index::insert_directory(connection, *digest, bytes)
+            }),
+            Self::Manifest(blob, manifest) => index::insert_manifest(connection, *blob, manifest),
+            Self::Name(name, node) => index::insert_name(connection, name, node),
+            Self::ForgetName(name) => index::delete_name(connection, name),
+            Self::Damaged(digest, location) => index::delete_chunk(connection, *digest, *location),
+        }
+    }
+}
