@@ -43,11 +43,13 @@ CREATE TABLE directories (
     encoded BLOB NOT NULL
 ) STRICT;
 
--- What root names stood for when they were last asked for; the names themselves live in the remote.
+-- What root names stood for when their remote was last asked; the names themselves live there.
 CREATE TABLE names (
-    name BLOB PRIMARY KEY,
-    node BLOB NOT NULL
-) STRICT;
+    remote TEXT NOT NULL,
+    name BLOB NOT NULL,
+    node BLOB NOT NULL,
+    PRIMARY KEY (remote, name)
+) STRICT, WITHOUT ROWID;
 
 -- Sums over all processes that ever used this cache.
 CREATE TABLE counters (

@@ -742,3 +742,124 @@ async fn a_small_blob_that_was_split_is_joined() {
     assert!(matches!(error, CacheError::BlobMismatch { .. }), "{error}");
     cache.close();
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_manifest_that_lies_about_a_size_harms_only_itself() {
+    // Two blobs share a chunk; the manifest of one says that the chunk is longer than it is.
+    let scratch = Scratch::new();
+    let content = tree::noise(1, 700_000);
+    imported(&scratch, |root| {
+        tree::file(root, "f", &tree::noise(1, 700_000), false);
+    })
+    .await;
+    let remote = Unruly::new(&scratch, Duration::ZERO);
+    let cache = open(&scratch, &remote);
+    let honest = cache.blob(Digest::of(&content), 700_000).await.unwrap();
+    let (chunk, other) = (honest.manifest().chunks()[0], honest.manifest().chunks()[1]);
+    let longer = (chunk.digest, chunk.size + 1000);
+    let lie = Manifest::new([longer, (other.digest, other.size)]).unwrap();
+    let liar = Digest::of(b"a blob that lies");
+    write_object(
+        &scratch,
+        "blobs",
+        liar,
+        &castore::proto::encode_manifest(&lie),
+    );
+    let lying = cache.blob(liar, lie.size()).await.unwrap();
+    let slice = lying.manifest().slices(0, 10).next().unwrap();
+    for _ in 0..3 {
+        assert!(cache.chunk(&lying, 0).await.is_err());
+        assert!(cache.slice_at_hand(&lying, slice).is_none());
+        assert!(read(&cache, Digest::of(&content), 700_000).await.unwrap() == content);
+        cache.sync().await;
+    }
+    cache.close();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn two_manifests_of_one_blob_do_not_overwrite_each_other() {
+    // The same blob with the chunks of another one: written ranges never change.
+    let scratch = Scratch::new();
+    fs::create_dir(scratch.path("store")).unwrap();
+    let (a, b) = (tree::noise(1, 2 << 20), tree::noise(2, 2 << 20));
+    for part in a.chunks(1 << 18).chain(b.chunks(1 << 18)) {
+        let frame = zstd::encode_all(part, 1).unwrap();
+        write_object(&scratch, "chunks", Digest::of(part), &frame);
+    }
+    let cut = |content: &[u8]| {
+        let parts = content.chunks(1 << 18);
+        Manifest::new(parts.map(|part| (Digest::of(part), part.len() as u64))).unwrap()
+    };
+    let (digest, size) = (Digest::of(&a), 2 << 20);
+    let remote = Unruly::new(&scratch, Duration::ZERO);
+    let mut kept = Vec::new();
+    for content in [&a, &b] {
+        let manifest = castore::proto::encode_manifest(&cut(content));
+        write_object(&scratch, "blobs", digest, &manifest);
+        let cache = open(&scratch, &remote);
+        // What the first round has left in the index is put out of the way.
+        let index = rusqlite::Connection::open(scratch.path("cache/index.sqlite")).unwrap();
+        index.busy_timeout(Duration::from_secs(10)).unwrap();
+        index.execute("DELETE FROM blobs", []).unwrap();
+        let blob = cache.blob(digest, size).await.unwrap();
+        assert_no_wrong_byte(&cache, &blob, content).await;
+        cache.sync().await;
+        kept.push((cache, blob, content));
+    }
+    for (cache, blob, content) in &kept {
+        assert_no_wrong_byte(cache, blob, content).await;
+    }
+    for (cache, ..) in kept {
+        cache.close();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn names_of_one_remote_are_not_those_of_another() {
+    let scratch = Scratch::new();
+    let root = imported(&scratch, |root| tree::file(root, "f", b"x", false)).await;
+    let name = Name::new("name").unwrap();
+    let node = Node::Directory {
+        digest: root,
+        size: 1,
+    };
+    let publish = remote::open_for_writing(&scratch.remote()).unwrap();
+    publish.put_root(&name, &node).await.unwrap();
+    let remote = Unruly::new(&scratch, Duration::ZERO);
+    let cache = open(&scratch, &remote);
+    assert_eq!(cache.root(&name).await.unwrap(), node);
+    cache.sync().await;
+    cache.close();
+    // Away, the name is known from before; at another remote that is away it never was.
+    remote.away.store(true, Ordering::SeqCst);
+    let cache = open(&scratch, &remote);
+    assert_eq!(cache.root(&name).await.unwrap(), node);
+    cache.close();
+    let elsewhere = remote::open("objectstore+file:///does/not/exist").unwrap();
+    let chain = Chain::new(vec![elsewhere]);
+    let cache = Cache::open(&config(scratch.path("cache"), 1 << 30), chain).unwrap();
+    assert!(cache.root(&name).await.is_err());
+    cache.close();
+}
+
+#[test]
+fn many_first_opens_at_once() {
+    // Going over to a write-ahead log does not wait for another process by itself.
+    let scratch = Scratch::new();
+    fs::create_dir(scratch.path("store")).unwrap();
+    for round in 0..10 {
+        let dir = scratch.path(&format!("cache-{round}"));
+        let openers: Vec<_> = (0..6)
+            .map(|_| {
+                let (dir, address) = (dir.clone(), scratch.remote());
+                std::thread::spawn(move || {
+                    let chain = Chain::new(vec![remote::open(&address).unwrap()]);
+                    Cache::open(&config(dir, 1 << 30), chain).map(|cache| cache.close())
+                })
+            })
+            .collect();
+        for opener in openers {
+            opener.join().unwrap().unwrap();
+        }
+    }
+}

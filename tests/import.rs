@@ -435,6 +435,19 @@ fn tar_entries_are_taken_in_order_and_refused_where_unsafe() {
     refused(&[("b", Link, "absent")], &["hard link", "absent"]);
     refused(&[("b", Link, "../x")], &[".."]);
     refused(&[("pipe", Fifo, "")], &["pipe", "fifo", "--skip-special"]);
+    // GNU tar's sparse files in the pax format are a map and data, not content.
+    let sparse = scratch.path("sparse");
+    fs::create_dir(&sparse).unwrap();
+    let file = File::create(sparse.join("holes")).unwrap();
+    file.set_len(1 << 20).unwrap();
+    let pax = tar(&sparse, &["--sparse", "--format=posix"]);
+    assert!(support::failed(&import_tar(&scratch, &pax)).contains("sparse"));
+    let gnu = tar(&sparse, &["--sparse", "--format=gnu"]);
+    let digest = scratch.import(&sparse);
+    assert_eq!(
+        support::succeeded(&import_tar(&scratch, &gnu)).trim(),
+        digest
+    );
     let cut = archive(&[("a", Regular, &"x".repeat(5000))]);
     let error = support::failed(&import_tar(&scratch, &cut[..2000]));
     assert!(

@@ -215,6 +215,47 @@ fn a_dead_mount_is_replaced() {
 
 #[test]
 #[ignore = "needs /dev/fuse"]
+fn a_daemon_that_is_killed_while_it_mounts_ends() {
+    // It once looked at its own mount to see whether that answers, and killed at that moment it never ended.
+    let (scratch, _) = prepared();
+    for _ in 0..10 {
+        let mut mount = scratch.mount(["tree"]);
+        support::signal(&mount.child, libc::SIGKILL);
+        let ended = support::wait(&mut mount.child, Duration::from_secs(10));
+        assert!(ended.is_some(), "it does not end");
+    }
+}
+
+#[test]
+#[ignore = "needs /dev/fuse"]
+fn an_old_mount_leaves_a_new_one_alone() {
+    // Detached while in use, then mounted again on the same path: the old process must not unmount the new mount.
+    let (scratch, _) = prepared();
+    let mut old = scratch.mount(["tree"]);
+    let file = fs::File::open(old.at("hello")).unwrap();
+    let mnt = scratch.mnt();
+    scratch.ok(["unmount".as_ref(), "--lazy".as_ref(), mnt.as_os_str()]);
+    let new = scratch.mount(["tree"]);
+    support::signal(&old.child, libc::SIGTERM);
+    let ended = support::wait(&mut old.child, Duration::from_secs(20));
+    assert!(ended.is_some_and(|status| status.success()));
+    assert_eq!(fs::read(new.at("hello")).unwrap(), b"Hello World");
+    drop(file);
+    new.stop();
+}
+
+#[test]
+#[ignore = "needs /dev/fuse"]
+fn unmounting_waits_for_the_cache_also_without_attributes() {
+    let (scratch, _) = prepared();
+    let mount = Background::start(&scratch, &["--xattr", "false", "tree"]);
+    fs::read(scratch.mnt().join("large")).unwrap();
+    scratch.ok(["unmount".as_ref(), scratch.mnt().as_os_str()]);
+    assert!(!mount.is_alive());
+}
+
+#[test]
+#[ignore = "needs /dev/fuse"]
 fn bad_mount_points_and_roots() {
     let (scratch, digest) = prepared();
     let mnt = scratch.mnt();
@@ -293,7 +334,11 @@ fn bad_mount_points_and_roots() {
         fs::remove_file(to_mnt).unwrap();
         mount.stop();
     }
-    // A root that is only a closure's child, or a cache of a newer schema.
+    // A name whose tree is not there, and a cache of a newer schema.
+    fs::rename(scratch.path("store/dirs"), scratch.path("store/gone")).unwrap();
+    scratch.clear_cache();
+    fails(&["tree", mnt], &["stands for b3:", "not there"]);
+    fs::rename(scratch.path("store/gone"), scratch.path("store/dirs")).unwrap();
     let index = rusqlite::Connection::open(scratch.path("cache/index.sqlite")).unwrap();
     index.pragma_update(None, "user_version", 1000).unwrap();
     fails(&["tree", mnt], &["newer castore", "1000", "upgrade"]);

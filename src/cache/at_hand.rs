@@ -32,7 +32,8 @@ pub struct Cache {
     pub(super) memory: Memory,
     pub(super) remote: Arc<Chain>,
     pub(super) commands: mpsc::Sender<Command>,
-    pub(super) chunks: Flights<Digest, ChunkData>,
+    /// By digest and size, as are blobs: a manifest that lies about a size must not concern one that does not.
+    pub(super) chunks: Flights<(Digest, u64), ChunkData>,
     pub(super) blobs: Flights<(Digest, u64), Arc<Blob>>,
     /// Closures on their way, by their root. The lock is held for a map operation only.
     pub(super) closures: Mutex<HashMap<Digest, Arc<ClosureFlight>>>,
@@ -129,7 +130,11 @@ impl Cache {
             self.stats.add(Counter::DiskHits, 1);
             data
         } else {
-            let bytes = self.memory.chunks.get(&blob.chunk(slice.index)?.digest)?;
+            let chunk = blob.chunk(slice.index)?;
+            let bytes = self.memory.chunks.get(&chunk.digest)?;
+            if bytes.len() as u64 != chunk.size {
+                return None;
+            }
             self.stats.add(Counter::MemoryHits, 1);
             ChunkData::Memory(bytes)
         };
@@ -155,7 +160,8 @@ impl Cache {
             blob.set_place(position, None);
             return None;
         };
-        match file.trust(place.offset) {
+        let size = blob.chunk(position)?.size;
+        match file.trust(place.offset, size) {
             Trust::Verified => {
                 file.touch(index::now());
                 Some(ChunkData::Disk(file, place.offset))

@@ -131,7 +131,9 @@ impl Slice {
         match &self.data {
             ChunkData::Memory(bytes) => {
                 let start = usize::try_from(self.start).map_err(invalid)?;
-                buffer.extend_from_slice(&bytes[start..start + len]);
+                let part = start.checked_add(len).and_then(|end| bytes.get(start..end));
+                let out_of_range = || std::io::Error::from(std::io::ErrorKind::InvalidInput);
+                buffer.extend_from_slice(part.ok_or_else(out_of_range)?);
                 Ok(())
             }
             ChunkData::Disk(file, offset) => {

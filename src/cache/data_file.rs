@@ -42,8 +42,6 @@ struct Verified {
     all: bool,
     /// Offset and size of single chunks that are right.
     chunks: HashMap<u64, u64>,
-    /// Sum of the sizes in `chunks`.
-    bytes: u64,
 }
 
 /// What may be done with a chunk in a file.
@@ -81,7 +79,6 @@ impl DataFile {
                 stamp,
                 all: trusted,
                 chunks: HashMap::new(),
-                bytes: 0,
             }),
         })
     }
@@ -122,7 +119,7 @@ impl DataFile {
 
     /// Whether a chunk may be served. One `fstat`, so that a change of the file by anybody else is seen before the next
     /// byte is served from it.
-    pub(super) fn trust(&self, offset: u64) -> Trust {
+    pub(super) fn trust(&self, offset: u64, size: u64) -> Trust {
         let writing = self.writing.load(Ordering::Acquire) > 0;
         let now = Stamp::of(&self.file);
         let mut verified = self.verified();
@@ -137,7 +134,7 @@ impl DataFile {
             Ok(_) => {}
             Err(_) => return Trust::Unknown,
         }
-        if verified.all || verified.chunks.contains_key(&offset) {
+        if verified.all || verified.chunks.get(&offset) == Some(&size) {
             Trust::Verified
         } else {
             Trust::Unknown
@@ -168,15 +165,24 @@ impl DataFile {
         Ok(right)
     }
 
-    /// Bytes of the chunks that were verified one by one under the present stamp; `None` when all are trusted anyway.
-    pub(super) fn verified_bytes(&self) -> Option<u64> {
-        let verified = self.verified();
-        (!verified.all).then_some(verified.bytes)
-    }
-
-    /// Declares all chunks right, which is so when those verified one by one are all that there are.
+    /// Declares all chunks of a file right in which nothing is but what this process will write.
     pub(super) fn trust_all(&self) {
         self.verified().all = true;
+    }
+
+    /// Whether so many chunks have been verified one by one that a look at all of them is worth it.
+    pub(super) fn may_be_whole(&self) -> bool {
+        let verified = self.verified();
+        !verified.all && !verified.chunks.is_empty()
+    }
+
+    /// Declares all chunks right if each of `chunks` (offset and size: all that the index names) has been verified one
+    /// by one under the present stamp.
+    pub(super) fn trust_whole(&self, chunks: &[(u64, u64)]) -> bool {
+        let mut verified = self.verified();
+        let known = |(offset, size): &(u64, u64)| verified.chunks.get(offset) == Some(size);
+        verified.all = verified.all || chunks.iter().all(known);
+        verified.all
     }
 
     /// To be called before this process writes to the file; [`DataFile::end_writing`] must follow.
@@ -203,6 +209,11 @@ impl DataFile {
         self.writing.fetch_sub(1, Ordering::AcqRel);
     }
 
+    /// Whether its name is gone.
+    pub(super) fn is_unlinked(&self) -> bool {
+        Stamp::of(&self.file).is_ok_and(|(_, has_name)| !has_name)
+    }
+
     /// Has every chunk verified again before it is served.
     pub(super) fn distrust(&self) {
         let mut verified = self.verified();
@@ -226,12 +237,9 @@ impl Verified {
         self.stamp = stamp;
         self.all = false;
         self.chunks.clear();
-        self.bytes = 0;
     }
 
     fn add(&mut self, offset: u64, size: u64) {
-        if self.chunks.insert(offset, size).is_none() {
-            self.bytes += size;
-        }
+        self.chunks.insert(offset, size);
     }
 }

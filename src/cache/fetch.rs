@@ -49,12 +49,13 @@ impl Cache {
         blob: &Arc<Blob>,
         position: usize,
     ) -> Result<ChunkData, CacheError> {
-        let digest = blob.chunk(position).ok_or(CacheError::Aborted)?.digest;
+        let chunk = blob.chunk(position).ok_or(CacheError::Aborted)?;
+        let key = (chunk.digest, chunk.size);
         let task = || {
             let (cache, blob) = (Arc::clone(self), Arc::clone(blob));
             async move { cache.find_chunk(&blob, position).await }
         };
-        self.chunks.join(digest, task).await
+        self.chunks.join(key, task).await
     }
 
     /// The node that a name stands for: as the remote says, or where no remote answers, as it said last.
@@ -64,16 +65,20 @@ impl Cache {
     pub async fn root(self: &Arc<Self>, name: &Name) -> Result<Node, CacheError> {
         match self.remote.root(name).await {
             Ok(node) => {
-                self.send(Command::Name(name.clone(), node.clone()));
+                self.send(Command::Name(
+                    self.remote_name(),
+                    name.clone(),
+                    node.clone(),
+                ));
                 Ok(node)
             }
             Err(error @ RemoteError::NotFound { .. }) => {
-                self.send(Command::ForgetName(name.clone()));
+                self.send(Command::ForgetName(self.remote_name(), name.clone()));
                 Err(error.into())
             }
             Err(error) => {
-                let wanted = name.clone();
-                let known = self.query(move |connection| index::name(connection, &wanted));
+                let (remote, wanted) = (self.remote_name(), name.clone());
+                let known = self.query(move |connection| index::name(connection, &remote, &wanted));
                 match known.await? {
                     Some(node) => {
                         tracing::info!(%name, %error, "the name is taken from the cache");
@@ -93,12 +98,19 @@ impl Cache {
         match self.remote.roots().await {
             Ok(roots) => {
                 for (name, node) in &roots {
-                    self.send(Command::Name(name.clone(), node.clone()));
+                    self.send(Command::Name(
+                        self.remote_name(),
+                        name.clone(),
+                        node.clone(),
+                    ));
                 }
                 Ok(roots)
             }
             Err(error) => {
-                let known = self.query(index::names).await?;
+                let remote = self.remote_name();
+                let known = self
+                    .query(move |connection| index::names(connection, &remote))
+                    .await?;
                 if known.is_empty() {
                     return Err(error.into());
                 }
@@ -175,6 +187,10 @@ impl Cache {
         Ok((usage, counters))
     }
 
+    fn remote_name(&self) -> Arc<str> {
+        self.remote.address().into()
+    }
+
     pub(super) fn send(&self, command: Command) {
         // It fails only after `close`, when nothing is written any more.
         let _ = self.commands.send(command);
@@ -218,7 +234,9 @@ impl Cache {
         position: usize,
     ) -> Result<ChunkData, CacheError> {
         let chunk = *blob.chunk(position).ok_or(CacheError::Aborted)?;
-        if let Some(bytes) = self.memory.chunks.get(&chunk.digest) {
+        if let Some(bytes) = self.memory.chunks.get(&chunk.digest)
+            && bytes.len() as u64 == chunk.size
+        {
             return Ok(ChunkData::Memory(bytes));
         }
         let on_disk = {
@@ -293,8 +311,11 @@ impl Cache {
         };
         let pending = self.store.pending(chunk.digest);
         let location = match pending {
-            Some(Pending::Queued(bytes)) => return Ok(Some(ChunkData::Memory(bytes))),
-            Some(Pending::Written(location)) => Some((location, chunk.size)),
+            Some(Pending::Queued(bytes)) => {
+                let right = bytes.len() as u64 == chunk.size;
+                return Ok(right.then_some(ChunkData::Memory(bytes)));
+            }
+            Some(Pending::Written(location, size)) => Some((location, size)),
             None => self.store.locate(chunk.digest)?,
         };
         let found = match location {
@@ -319,7 +340,7 @@ impl Cache {
         let Some(file) = self.store.open_file(location.file, &self.commands)? else {
             return Ok(None);
         };
-        match file.trust(location.offset) {
+        match file.trust(location.offset, size) {
             Trust::Verified => return Ok(Some(file)),
             Trust::Gone => {
                 self.store.files.remove(location.file);

@@ -53,8 +53,13 @@ impl Index {
             path: dir.join("index.sqlite"),
             readers: Mutex::default(),
         };
+        // Going over to a write-ahead log is the one step at which SQLite does not wait for another process.
+        let lock = std::fs::File::open(dir).map_err(|error| CacheError::io(dir, error))?;
+        rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive)
+            .map_err(|error| CacheError::io(dir, error.into()))?;
         let mut connection = index.connect()?;
         index.migrate(&mut connection)?;
+        drop(lock);
         index.keep(connection);
         Ok(index)
     }
@@ -138,19 +143,6 @@ impl Index {
             Ok(result)
         };
         run().map_err(|error| self.error(error))
-    }
-
-    /// Bytes of the database and its log.
-    pub(super) fn bytes(&self) -> u64 {
-        ["", "-wal", "-shm"]
-            .into_iter()
-            .filter_map(|suffix| {
-                let mut path = self.path.clone().into_os_string();
-                path.push(suffix);
-                std::fs::metadata(path).ok()
-            })
-            .map(|metadata| metadata.len())
-            .sum()
     }
 
     fn keep(&self, connection: Connection) {
@@ -275,11 +267,38 @@ fn file_row(row: &rusqlite::Row<'_>) -> rusqlite::Result<FileRow> {
     })
 }
 
-/// Bytes of committed chunks in a file.
-pub(super) fn chunk_bytes(connection: &Connection, number: u64) -> rusqlite::Result<u64> {
+/// Offset and size of each committed chunk in a file.
+pub(super) fn chunks_in(connection: &Connection, number: u64) -> rusqlite::Result<Vec<(u64, u64)>> {
     connection
-        .prepare_cached("SELECT coalesce(sum(size), 0) FROM chunks WHERE file = ?")?
-        .query_row([signed(number)?], |row| unsigned(row, 0))
+        .prepare_cached("SELECT offset, size FROM chunks WHERE file = ?")?
+        .query_map([signed(number)?], |row| {
+            Ok((unsigned(row, 0)?, unsigned(row, 1)?))
+        })?
+        .collect()
+}
+
+/// Whether a committed chunk lies in a range of a file.
+pub(super) fn is_taken(
+    connection: &Connection,
+    number: u64,
+    offset: u64,
+    size: u64,
+) -> rusqlite::Result<bool> {
+    connection
+        .prepare_cached(
+            "SELECT 1 FROM chunks WHERE file = ?1 AND offset < ?2 + ?3 AND offset + size > ?2",
+        )?
+        .exists(params![signed(number)?, signed(offset)?, signed(size)?])
+}
+
+/// Takes care that nothing is written to a file any more: what takes the place of a damaged chunk goes elsewhere.
+pub(super) fn retire(connection: &Connection, number: u64) -> rusqlite::Result<()> {
+    connection
+        .prepare_cached(
+            "UPDATE files SET blob = NULL, bytes = max(bytes, length), stamp = NULL WHERE number = ?",
+        )?
+        .execute([signed(number)?])?;
+    Ok(())
 }
 
 pub(super) fn manifest(
@@ -328,18 +347,23 @@ pub(super) fn insert_directory(
     Ok(())
 }
 
-pub(super) fn name(connection: &Connection, name: &Name) -> rusqlite::Result<Option<Node>> {
+/// What a name stood for at a remote.
+pub(super) fn name(
+    connection: &Connection,
+    remote: &str,
+    name: &Name,
+) -> rusqlite::Result<Option<Node>> {
     let bytes: Option<Vec<u8>> = connection
-        .prepare_cached("SELECT node FROM names WHERE name = ?")?
-        .query_row([&name.as_bytes()[..]], |row| row.get(0))
+        .prepare_cached("SELECT node FROM names WHERE remote = ? AND name = ?")?
+        .query_row(params![remote, &name.as_bytes()[..]], |row| row.get(0))
         .optional()?;
     Ok(bytes.and_then(node_from).map(|(_, node)| node))
 }
 
-pub(super) fn names(connection: &Connection) -> rusqlite::Result<Vec<(Name, Node)>> {
+pub(super) fn names(connection: &Connection, remote: &str) -> rusqlite::Result<Vec<(Name, Node)>> {
     connection
-        .prepare_cached("SELECT node FROM names ORDER BY name")?
-        .query_map([], |row| row.get(0))?
+        .prepare_cached("SELECT node FROM names WHERE remote = ? ORDER BY name")?
+        .query_map([remote], |row| row.get(0))?
         .filter_map(|bytes| bytes.map(node_from).transpose())
         .collect()
 }
@@ -350,22 +374,28 @@ fn node_from(bytes: Vec<u8>) -> Option<(Name, Node)> {
 
 pub(super) fn insert_name(
     connection: &Connection,
+    remote: &str,
     name: &Name,
     node: &Node,
 ) -> rusqlite::Result<()> {
     connection
-        .prepare_cached("INSERT OR REPLACE INTO names (name, node) VALUES (?, ?)")?
+        .prepare_cached("INSERT OR REPLACE INTO names (remote, name, node) VALUES (?, ?, ?)")?
         .execute(params![
+            remote,
             &name.as_bytes()[..],
             proto::encode_node(name, node)
         ])?;
     Ok(())
 }
 
-pub(super) fn delete_name(connection: &Connection, name: &Name) -> rusqlite::Result<()> {
+pub(super) fn delete_name(
+    connection: &Connection,
+    remote: &str,
+    name: &Name,
+) -> rusqlite::Result<()> {
     connection
-        .prepare_cached("DELETE FROM names WHERE name = ?")?
-        .execute([&name.as_bytes()[..]])?;
+        .prepare_cached("DELETE FROM names WHERE remote = ? AND name = ?")?
+        .execute(params![remote, &name.as_bytes()[..]])?;
     Ok(())
 }
 
@@ -417,6 +447,22 @@ pub(super) fn counters(connection: &Connection) -> rusqlite::Result<Vec<(String,
         .prepare_cached("SELECT name, value FROM counters ORDER BY name")?
         .query_map([], |row| Ok((row.get(0)?, unsigned(row, 1)?)))?
         .collect()
+}
+
+/// Bytes of the database's pages that hold something.
+pub(super) fn used_bytes(connection: &Connection) -> rusqlite::Result<u64> {
+    let get = |pragma| connection.pragma_query_value(None, pragma, |row| unsigned(row, 0));
+    let pages = get("page_count")?.saturating_sub(get("freelist_count")?);
+    Ok(pages.saturating_mul(get("page_size")?))
+}
+
+/// Gives free pages back to the filesystem, some at a time.
+pub(super) fn vacuum(connection: &Connection) -> rusqlite::Result<()> {
+    // Each step of the statement frees one page.
+    let mut statement = connection.prepare("PRAGMA incremental_vacuum(4096)")?;
+    let mut steps = statement.query([])?;
+    while steps.next()?.is_some() {}
+    Ok(())
 }
 
 /// What the index itself knows of [`Usage`].
@@ -478,13 +524,15 @@ mod tests {
         index
             .write(&mut writer, |connection| {
                 insert_manifest(connection, blob, &manifest)?;
-                insert_name(connection, &name_a, &node)?;
+                insert_name(connection, "here", &name_a, &node)?;
                 set_meta(connection, "quota", 5)
             })
             .unwrap();
         let got = index.read(|connection| super::manifest(connection, blob));
         assert_eq!(got.unwrap(), Some(manifest));
-        assert_eq!(index.read(names).unwrap(), [(name_a, node)]);
+        let names_at = |remote: &str| index.read(|connection| names(connection, remote)).unwrap();
+        assert_eq!(names_at("here"), [(name_a, node)]);
+        assert_eq!(names_at("elsewhere"), []);
         let quota = index.read(|connection| meta(connection, "quota"));
         assert_eq!(quota.unwrap(), Some(5));
     }

@@ -76,6 +76,17 @@ impl OpenFiles {
             .remove(&number);
     }
 
+    /// Closes the files whose names are gone.
+    pub(super) fn close_unlinked(&self) {
+        let open: Vec<_> = {
+            let files = self.files.read().unwrap_or_else(PoisonError::into_inner);
+            files.values().cloned().collect()
+        };
+        for file in open.into_iter().filter(|file| file.is_unlinked()) {
+            self.remove(file.number());
+        }
+    }
+
     /// Number and last use (seconds since 1970) of each open file.
     pub(super) fn uses(&self) -> Vec<(u64, u64)> {
         self.files

@@ -3,7 +3,7 @@ use std::{collections::HashSet, fs::File};
 use rusqlite::{Connection, params};
 
 use super::{
-    index::{self, FileRow},
+    index::{self, FileRow, Location},
     space::Room,
     store::{NewChunk, Store},
 };
@@ -25,6 +25,10 @@ pub(super) struct Places<'a> {
     pub(super) segment: Option<(u64, u64)>,
     /// Blob files that this process has locked.
     pub(super) locked: HashSet<u64>,
+    /// What was written and is in no row yet.
+    pub(super) uncommitted: &'a [(Digest, Location, u64)],
+    /// File, offset and size of what has a place in this batch already.
+    pub(super) planned: Vec<(u64, u64, u64)>,
     /// Rows that were made, to be made files once the transaction is committed.
     pub(super) made: Vec<(FileRow, Target)>,
 }
@@ -37,8 +41,10 @@ impl Places<'_> {
         if self.room.has_blob_file(blob.manifest().size())
             && let Some(at) = blob.chunk(chunk.position)
             && let Some(number) = self.blob_file(blob.digest(), blob.manifest().size())?
+            && !self.is_taken(number, at.offset, size)?
         {
             self.add_bytes(number, size)?;
+            self.planned.push((number, at.offset, size));
             return Ok((Target::Blob(blob.digest()), at.offset));
         }
         if let Some((number, length)) = self.segment
@@ -64,9 +70,27 @@ impl Places<'_> {
         Ok((target, 0))
     }
 
+    /// Whether another chunk has a range of a file, as when two remotes cut a blob differently: written ranges never
+    /// change.
+    fn is_taken(&self, number: u64, offset: u64, size: u64) -> rusqlite::Result<bool> {
+        let overlaps = |at: u64, len: u64| at < offset + size && at + len > offset;
+        let written = self.uncommitted.iter();
+        let mut written = written.filter(|(_, location, _)| location.file == number);
+        let mut planned = self.planned.iter().filter(|(file, ..)| *file == number);
+        Ok(
+            written.any(|(_, location, len)| overlaps(location.offset, *len))
+                || planned.any(|(_, at, len)| overlaps(*at, *len))
+                || index::is_taken(self.connection, number, offset, size)?,
+        )
+    }
+
     /// The number of a blob's file, made if there is none; `None` when another process writes to it.
     fn blob_file(&mut self, blob: Digest, size: u64) -> rusqlite::Result<Option<u64>> {
         if let Some(row) = index::blob_file(self.connection, blob)? {
+            if row.length != size {
+                // Somebody says that the blob has another size, and one of the two is wrong.
+                return Ok(None);
+            }
             let made = self.made.iter().any(|(made, _)| made.number == row.number);
             let ours = made || self.locked.contains(&row.number);
             return Ok((ours || !self.is_locked(row.number)).then_some(row.number));

@@ -1,3 +1,5 @@
+use std::sync::Arc;
+
 use bytes::Bytes;
 use rusqlite::Connection;
 
@@ -8,8 +10,8 @@ use crate::model::{Digest, Manifest, Name, Node};
 pub(super) enum Row {
     Directories(Vec<(Digest, Bytes)>),
     Manifest(Digest, Manifest),
-    Name(Name, Node),
-    ForgetName(Name),
+    Name(Arc<str>, Name, Node),
+    ForgetName(Arc<str>, Name),
     Damaged(Digest, Location),
 }
 
@@ -20,9 +22,12 @@ impl Row {
                 index::insert_directory(connection, *digest, bytes)
             }),
             Self::Manifest(blob, manifest) => index::insert_manifest(connection, *blob, manifest),
-            Self::Name(name, node) => index::insert_name(connection, name, node),
-            Self::ForgetName(name) => index::delete_name(connection, name),
-            Self::Damaged(digest, location) => index::delete_chunk(connection, *digest, *location),
+            Self::Name(remote, name, node) => index::insert_name(connection, remote, name, node),
+            Self::ForgetName(remote, name) => index::delete_name(connection, remote, name),
+            Self::Damaged(digest, location) => {
+                index::delete_chunk(connection, *digest, *location)?;
+                index::retire(connection, location.file)
+            }
         }
     }
 }

@@ -40,6 +40,12 @@ impl Room {
         })
     }
 
+    /// As if the filesystem had all the space there is.
+    pub(super) const fn of_quota_alone(mut self) -> Self {
+        self.filesystem.free = u64::MAX;
+        self
+    }
+
     /// Length of a new segment in bytes, for a chunk of `chunk` bytes.
     pub(super) fn segment_length(&self, chunk: u64) -> u64 {
         (self.quota / SEGMENTS_IN_QUOTA).min(SEGMENT_MAX).max(chunk)
@@ -87,10 +93,7 @@ pub(super) fn make_room(
         let Some(row) = rows.next()? else {
             return Ok(None);
         };
-        let victim = Victim {
-            number: row.get::<_, i64>(0)?.unsigned_abs(),
-            bytes: row.get::<_, i64>(1)?.unsigned_abs(),
-        };
+        let victim = victim(row)?;
         data = data.saturating_sub(victim.bytes);
         // Somebody may still hold the file, but it is freed as soon as nobody does.
         free = free.saturating_add(victim.bytes);
@@ -101,6 +104,23 @@ pub(super) fn make_room(
         delete_file(connection, victim.number)?;
     }
     Ok(Some(victims))
+}
+
+/// Takes all files out of the index.
+pub(super) fn evict_all(connection: &Connection) -> rusqlite::Result<Vec<Victim>> {
+    let victims = connection
+        .prepare_cached("SELECT number, bytes FROM files")?
+        .query_map([], victim)?
+        .collect::<rusqlite::Result<Vec<_>>>()?;
+    connection.execute_batch("DELETE FROM files")?;
+    Ok(victims)
+}
+
+fn victim(row: &rusqlite::Row<'_>) -> rusqlite::Result<Victim> {
+    Ok(Victim {
+        number: row.get::<_, i64>(0)?.unsigned_abs(),
+        bytes: row.get::<_, i64>(1)?.unsigned_abs(),
+    })
 }
 
 /// A file that was taken out of the index.

@@ -32,8 +32,8 @@ pub(super) struct Store {
 pub(super) enum Pending {
     /// In the writer's queue.
     Queued(Bytes),
-    /// In a data file, not synced yet.
-    Written(Location),
+    /// In a data file, not synced yet; and its size in bytes.
+    Written(Location, u64),
 }
 
 /// What the writer thread is asked to do.
@@ -42,8 +42,9 @@ pub(super) enum Command {
     Manifest(Digest, Manifest),
     /// Answered when they are in the index, or cannot be.
     Directories(Vec<(Digest, Bytes)>, oneshot::Sender<()>),
-    Name(Name, Node),
-    ForgetName(Name),
+    /// At a remote.
+    Name(Arc<str>, Name, Node),
+    ForgetName(Arc<str>, Name),
     /// A chunk whose bytes are not what its digest says.
     Damaged(Digest, Location),
     /// A file whose chunks have all been verified, perhaps.

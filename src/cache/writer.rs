@@ -140,6 +140,7 @@ impl Writer {
     /// Whether to go on.
     fn batch(&mut self, batch: Vec<Command>) -> bool {
         let (mut chunks, mut rows, mut acks, mut syncs) = (vec![], vec![], vec![], vec![]);
+        let mut verified = HashMap::new();
         let mut go_on = true;
         for command in batch {
             match command {
@@ -149,15 +150,22 @@ impl Writer {
                     acks.push(done);
                 }
                 Command::Manifest(blob, manifest) => rows.push(Row::Manifest(blob, manifest)),
-                Command::Name(name, node) => rows.push(Row::Name(name, node)),
-                Command::ForgetName(name) => rows.push(Row::ForgetName(name)),
+                Command::Name(remote, name, node) => rows.push(Row::Name(remote, name, node)),
+                Command::ForgetName(remote, name) => rows.push(Row::ForgetName(remote, name)),
                 Command::Damaged(digest, location) => {
                     rows.push(Row::Damaged(digest, location));
                 }
-                Command::Verified(file) => self.note_verified(&file),
+                Command::Verified(file) => {
+                    verified.insert(file.number(), file);
+                }
                 Command::Broken(number) => self.remove_broken(number),
                 Command::Sync(done) => syncs.push(done),
                 Command::Stop => go_on = false,
+            }
+        }
+        for row in &rows {
+            if let Row::Damaged(_, location) = row {
+                self.let_go(location.file);
             }
         }
         if !rows.is_empty() {
@@ -167,6 +175,9 @@ impl Writer {
             if let Err(error) = written {
                 tracing::warn!(%error, "not written to the index");
             }
+        }
+        for file in verified.values() {
+            self.note_verified(file);
         }
         for ack in acks {
             let _ = ack.send(());
@@ -223,7 +234,7 @@ impl Writer {
         let mut new = Vec::with_capacity(chunks.len());
         for chunk in chunks {
             let known = match self.store.pending(chunk.digest) {
-                Some(Pending::Written(location)) => Some(location),
+                Some(Pending::Written(location, _)) => Some(location),
                 Some(Pending::Queued(_)) | None => index::chunk(&self.connection, chunk.digest)
                     .ok()
                     .flatten()
@@ -270,6 +281,8 @@ impl Writer {
                 room,
                 segment,
                 locked,
+                uncommitted: &self.uncommitted,
+                planned: Vec::new(),
                 made: Vec::new(),
             };
             let places = left
@@ -362,7 +375,7 @@ impl Writer {
             let size = chunk.bytes.len() as u64;
             chunk.blob.set_place(chunk.position, Some(location));
             self.store
-                .set_pending(chunk.digest, Pending::Written(location));
+                .set_pending(chunk.digest, Pending::Written(location, size));
             self.uncommitted.push((chunk.digest, location, size));
             self.uncommitted_bytes += size;
             self.store.stats.add(Counter::WrittenBytes, size);
@@ -467,9 +480,14 @@ impl Writer {
         }
         let committed = self.store.index.write(&mut self.connection, |connection| {
             let mut there = HashSet::new();
+            let mut evicted = Vec::new();
             for (number, file) in &synced {
-                // Another process may have evicted the file.
-                if index::file(connection, *number)?.is_some() {
+                if index::file(connection, *number)?.is_none() {
+                    evicted.push(Victim {
+                        number: *number,
+                        bytes: 0,
+                    });
+                } else {
                     there.insert(*number);
                     connection
                         .prepare_cached("UPDATE files SET stamp = ? WHERE number = ?")?
@@ -481,10 +499,14 @@ impl Writer {
                     index::insert_chunk(connection, *digest, *location, *size)?;
                 }
             }
-            Ok(())
+            Ok(evicted)
         });
-        if let Err(error) = committed {
-            tracing::warn!(%error, "written chunks could not be named in the index");
+        match committed {
+            // Another process evicted them, perhaps before they were made.
+            Ok(evicted) => self.remove(&evicted),
+            Err(error) => {
+                tracing::warn!(%error, "written chunks could not be named in the index");
+            }
         }
         for (digest, ..) in uncommitted {
             self.store.remove_pending(digest);
@@ -498,35 +520,42 @@ impl Writer {
         let result = store.index.write(&mut self.connection, |connection| {
             index::add_counters(connection, &store.stats, counted)?;
             space::touch(connection, &store.files.uses())?;
-            let room = Room::now(&store, connection)?;
-            if store.index.bytes() > room.quota / 2 {
+            // Space that others have taken is no reason to give up what is there: this may be a passing command.
+            let room = Room::now(&store, connection)?.of_quota_alone();
+            if index::used_bytes(connection)? > room.quota / 2 {
                 // All of it can be fetched again, and chunks are worth more.
                 connection.execute_batch("DELETE FROM directories; DELETE FROM blobs;")?;
             }
-            // The quota may have been lowered.
-            Ok(space::make_room(connection, &room, 0, Vec::new)?.unwrap_or_default())
+            // The quota may have been lowered, and what else is in the directory may be more than all of it.
+            match space::make_room(connection, &room, 0, Vec::new)? {
+                Some(victims) => Ok(victims),
+                None => space::evict_all(connection),
+            }
         });
         match result {
             Ok(victims) => self.remove(&victims),
             Err(error) => tracing::warn!(%error, "the housekeeping of the cache failed"),
         }
-        let _ = self
-            .connection
-            .execute_batch("PRAGMA incremental_vacuum(1000)");
+        if let Err(error) = index::vacuum(&self.connection) {
+            tracing::debug!(%error, "the index was not shrunk");
+        }
+        // What another process has evicted takes up room for as long as it is open here.
+        store.files.close_unlinked();
+    }
+
+    /// Writes no more to a file.
+    fn let_go(&mut self, number: u64) {
+        if self.segment.as_ref().is_some_and(|s| s.number == number) {
+            self.segment = None;
+        }
+        self.blob_files
+            .retain(|_, open| open.file.number() != number);
     }
 
     /// Unlinks files whose rows are gone.
     fn remove(&mut self, victims: &[Victim]) {
         for victim in victims {
-            if self
-                .segment
-                .as_ref()
-                .is_some_and(|s| s.number == victim.number)
-            {
-                self.segment = None;
-            }
-            self.blob_files
-                .retain(|_, open| open.file.number() != victim.number);
+            self.let_go(victim.number);
             self.store.files.remove(victim.number);
             self.store.stats.add(Counter::EvictedBytes, victim.bytes);
             self.unlink(victim.number);
@@ -573,13 +602,12 @@ impl Writer {
 
     /// Stores the stamp of a file all of whose chunks have been verified.
     fn note_verified(&mut self, file: &Arc<DataFile>) {
-        let Some(verified) = file.verified_bytes() else {
+        if !file.may_be_whole() {
             return;
-        };
+        }
         let number = file.number();
         let result = self.store.index.write(&mut self.connection, |connection| {
-            if index::chunk_bytes(connection, number)? <= verified {
-                file.trust_all();
+            if file.trust_whole(&index::chunks_in(connection, number)?) {
                 connection
                     .prepare_cached("UPDATE files SET stamp = ? WHERE number = ?")?
                     .execute(params![file.stamp(), index::signed(number)?])?;

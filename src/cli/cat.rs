@@ -31,7 +31,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     runtime::log_to_stderr();
     runtime::block_on(async {
         let cache = open::cache(&args.cache, &args.remotes)?;
-        let (digest, size) = match open::node(&cache, &args.root).await? {
+        let (digest, size) = match open::node(&cache, &args.root).await?.0 {
             Node::File { digest, size, .. } => (digest, size),
             Node::Directory { .. } => bail!("{} is a directory", args.root),
             Node::Symlink { target } => {

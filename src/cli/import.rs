@@ -145,7 +145,19 @@ async fn warm(args: &Args, address: &str, root: &Node, name: Option<&Name>) -> a
     };
     let cache = open::cache(&args.cache, &remotes)?;
     if let Node::Directory { digest, .. } = root {
-        cache.directory(*digest, *digest).await?;
+        let mut left = vec![*digest];
+        while let Some(below) = left.pop() {
+            let directory = cache.directory(below, *digest).await?;
+            left.extend(
+                directory
+                    .entries()
+                    .iter()
+                    .filter_map(|entry| match entry.node {
+                        Node::Directory { digest, .. } => Some(digest),
+                        Node::File { .. } | Node::Symlink { .. } => None,
+                    }),
+            );
+        }
     }
     if let Some(name) = name {
         cache.root(name).await?;

@@ -32,11 +32,10 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     runtime::log_to_stderr();
     runtime::block_on(async {
         let cache = open::cache(&args.cache, &args.remotes)?;
-        let node = open::node(&cache, &args.root).await?;
+        let (node, closure) = open::node(&cache, &args.root).await?;
         let mut out = std::io::stdout().lock();
         if let Node::Directory { digest, .. } = node {
-            // The closure that `open::node` went through has it.
-            let directory = cache.directory(digest, digest).await?;
+            let directory = cache.directory(digest, closure).await?;
             for entry in directory.entries() {
                 line(&mut out, args.long, entry)?;
             }

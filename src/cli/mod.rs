@@ -4,7 +4,7 @@
 //! - `paths`: where things are when nobody says
 //! - `open`: remotes and caches from options, nodes from what a person typed
 //! - `runtime`: the only place that blocks on a future
-//! - `mountpoint`, `mountinfo`: what can be mounted on, and what is
+//! - `mountpoint`: what can be mounted on
 //! - `daemon`: going to the background and telling how it went
 //! - `control`: how `status` talks to mounts
 //! - `fstab`: being called as `mount.castore`
@@ -22,7 +22,6 @@ mod fstab;
 mod import;
 mod ls;
 mod mount;
-mod mountinfo;
 mod mountpoint;
 mod name;
 mod open;

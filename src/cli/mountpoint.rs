@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context, bail};
 use rustix::mount::UnmountFlags;
 
-use super::mountinfo;
+use crate::fs::fuse::mountinfo;
 
 /// A directory that can be mounted on, locked against a second castore that wants to do the same.
 pub(super) struct Mountpoint {

@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     cache::{Cache, CacheError},
-    model::{Directory, Name, Node, RootRef, SizeRule},
+    model::{Digest, Directory, Name, Node, RootRef, SizeRule},
     remote::{self, Chain, Remote, RemoteError},
 };
 
@@ -39,7 +39,14 @@ pub(super) async fn root(cache: &Arc<Cache>, root: &RootRef) -> anyhow::Result<N
             })
         }
         RootRef::Name(name) => match cache.root(name).await {
-            Ok(node) => Ok(node),
+            Ok(node) => {
+                if let Node::Directory { digest, .. } = node {
+                    cache.directory(digest, digest).await.with_context(|| {
+                        format!("the name {name:?} stands for {digest}, which is not there")
+                    })?;
+                }
+                Ok(node)
+            }
             Err(CacheError::Remote(error @ RemoteError::NotFound { .. })) => {
                 Err(unknown_name(name, &error).await)
             }
@@ -69,13 +76,13 @@ async fn unknown_name(name: &Name, error: &RemoteError) -> anyhow::Error {
     }
 }
 
-/// The node at a path below a root.
-pub(super) async fn node(cache: &Arc<Cache>, text: &str) -> anyhow::Result<Node> {
+/// The node at a path below a root, and the root of a closure that has it.
+pub(super) async fn node(cache: &Arc<Cache>, text: &str) -> anyhow::Result<(Node, Digest)> {
     let (root_ref, path) = RootRef::parse_with_path(text)?;
     let mut node = root(cache, &root_ref).await?;
     let closure = match node {
         Node::Directory { digest, .. } => digest,
-        Node::File { .. } | Node::Symlink { .. } => crate::model::Digest::empty(),
+        Node::File { .. } | Node::Symlink { .. } => Digest::empty(),
     };
     let mut walked = root_ref.to_string();
     for name in path {
@@ -89,5 +96,5 @@ pub(super) async fn node(cache: &Arc<Cache>, text: &str) -> anyhow::Result<Node>
         node = found.clone();
         walked = format!("{walked}/{name}");
     }
-    Ok(node)
+    Ok((node, closure))
 }

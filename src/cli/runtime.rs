@@ -5,6 +5,8 @@ pub(super) fn block_on<T>(future: impl Future<Output = anyhow::Result<T>>) -> an
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .thread_name("castore")
+        // Deep trees are walked and built by recursion.
+        .thread_stack_size(16 << 20)
         .build()?;
     #[expect(clippy::disallowed_methods, reason = "this is that place")]
     let result = runtime.block_on(future);

@@ -9,8 +9,8 @@ use rustix::{
     process::{Pid, PidfdFlags},
 };
 
-use super::{mountinfo, mountpoint};
-use crate::fs::DAEMON;
+use super::{control, mountpoint, paths};
+use crate::fs::{DAEMON, fuse::mountinfo};
 
 /// A mount that does not say within this time who serves it is unmounted without that.
 const ANSWER_WITHIN: Duration = Duration::from_secs(2);
@@ -29,6 +29,10 @@ pub(super) struct Args {
     /// Detach a mount that is in use: it goes away when nobody uses it any more
     #[arg(long, env = "CASTORE_LAZY")]
     lazy: bool,
+
+    /// Cache directory of the mount; needed only for one with --xattr false that is not in the default place
+    #[arg(long, env = "CASTORE_CACHE_DIR", value_name = "DIR")]
+    cache_dir: Option<PathBuf>,
 }
 
 pub(super) fn run(args: &Args) -> anyhow::Result<()> {
@@ -41,8 +45,9 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
         ),
         Some(_) => {}
     }
-    let daemon =
-        daemon(&path).and_then(|pid| rustix::process::pidfd_open(pid, PidfdFlags::empty()).ok());
+    let daemon = daemon(&path)
+        .or_else(|| daemon_of(args, &path))
+        .and_then(|pid| rustix::process::pidfd_open(pid, PidfdFlags::empty()).ok());
     if args.lazy {
         mountpoint::detach(&path)?;
     } else if let Err(error) = mountpoint::take_away(&path) {
@@ -74,6 +79,14 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
         bail!("{path:?} is unmounted, but its process has not finished writing the cache");
     }
     Ok(())
+}
+
+/// The process that serves a mount which has no attributes: it is asked where `status` asks.
+fn daemon_of(args: &Args, path: &Path) -> Option<Pid> {
+    let dir = args.cache_dir.clone().unwrap_or_else(paths::default_cache);
+    let (mounts, _) = control::ask_all(&dir);
+    let mount = mounts.into_iter().rfind(|mount| mount.mountpoint == path)?;
+    Pid::from_raw(i32::try_from(mount.pid).ok()?)
 }
 
 /// The process that serves a mount, which the mount's root tells. Asked on a thread of its own, since a mount may hang.

@@ -164,6 +164,9 @@ impl Filesystem {
     pub fn remember(&self, listing: &Listing, listed: &Listed<'_>) -> Option<Entry> {
         let (name, node) = listed.node?;
         let closure = listing.closure.unwrap_or_else(|| closure_of(node));
-        Some(self.entry(&self.inodes.remember(listing.id, name, node, closure)))
+        Some(self.entry(
+            &self.inodes.remember(listing.id, name, node, closure),
+            listing.id,
+        ))
     }
 }

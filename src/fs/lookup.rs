@@ -32,7 +32,10 @@ impl Filesystem {
                 Root::Directory { .. } => {}
                 Root::Single { name: only, node } => {
                     let found = (*only == name).then(|| {
-                        self.entry(&self.inodes.remember(ROOT_ID, &name, node, closure_of(node)))
+                        self.entry(
+                            &self.inodes.remember(ROOT_ID, &name, node, closure_of(node)),
+                            ROOT_ID,
+                        )
                     });
                     return Outcome::Ready(Ok(found));
                 }
@@ -41,7 +44,10 @@ impl Filesystem {
                         return Outcome::Miss(Miss::Root(name));
                     };
                     let found = node.as_ref().map(|node| {
-                        self.entry(&self.inodes.remember(ROOT_ID, &name, node, closure_of(node)))
+                        self.entry(
+                            &self.inodes.remember(ROOT_ID, &name, node, closure_of(node)),
+                            ROOT_ID,
+                        )
                     });
                     return Outcome::Ready(Ok(found));
                 }
@@ -56,9 +62,12 @@ impl Filesystem {
             Outcome::Ready(Err(error)) => return Outcome::Ready(Err(error)),
             Outcome::Miss(miss) => return Outcome::Miss(miss),
         };
-        let found = directory
-            .get(name.as_bytes())
-            .map(|node| self.entry(&self.inodes.remember(parent, &name, node, inode.closure())));
+        let found = directory.get(name.as_bytes()).map(|node| {
+            self.entry(
+                &self.inodes.remember(parent, &name, node, inode.closure()),
+                parent,
+            )
+        });
         Outcome::Ready(Ok(found))
     }
 
@@ -121,8 +130,7 @@ impl Filesystem {
         Outcome::Ready(Ok(directory))
     }
 
-    pub(super) fn entry(&self, inode: &Inode) -> Entry {
-        let (parent, _) = inode.hint();
+    pub(super) fn entry(&self, inode: &Inode, parent: u64) -> Entry {
         Entry {
             id: inode.id(),
             attr: self.inode_attr(inode),

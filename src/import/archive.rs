@@ -20,6 +20,9 @@ use crate::{
 const GZIP_MAGIC: &[u8] = &[0x1f, 0x8b];
 const ZSTD_MAGIC: &[u8] = &[0x28, 0xb5, 0x2f, 0xfd];
 
+/// The longest path of an entry, in bytes: as long as Linux takes them.
+const MAX_PATH: usize = 4096;
+
 type Items = BTreeMap<Name, Item<Node>>;
 
 /// Imports a tar stream, plain or compressed by gzip or zstd. A later entry of the same path wins; a hard link becomes
@@ -102,6 +105,11 @@ impl TarReader {
             return Ok(());
         }
         let path = entry.path().map_err(ImportError::Archive)?.into_owned();
+        if path.as_os_str().len() > MAX_PATH {
+            let reason = format!("its path has more than {MAX_PATH} bytes");
+            return Err(ImportError::Entry { path, reason });
+        }
+        let xattrs = read_pax(&mut entry, &path)?;
         let names = components(&path, &path)?;
         let Some((name, parents)) = names.split_last() else {
             return Ok(()); // The root itself, "./".
@@ -150,13 +158,6 @@ impl TarReader {
         if let Some(item) = item {
             directory(&mut self.root, &path, parents)?.insert(name.clone(), item);
         }
-        let xattrs = entry
-            .pax_extensions()
-            .ok()
-            .flatten()
-            .into_iter()
-            .flatten()
-            .any(|pax| pax.is_ok_and(|pax| pax.key_bytes().starts_with(b"SCHILY.xattr.")));
         let header = entry.header();
         self.unkept.count(
             header.mode().unwrap_or_default(),
@@ -188,6 +189,39 @@ impl TarReader {
             Some(item) => Ok(item.clone()),
         }
     }
+}
+
+/// Whether the pax records of an entry have extended attributes. Records that mean something which is not understood are
+/// refused.
+fn read_pax(entry: &mut tar::Entry<'_, impl Read>, path: &Path) -> Result<bool, ImportError> {
+    /// A name of this length may have been cut off in the header.
+    const HEADER_NAME: usize = 100;
+    let refused = |reason: &str| ImportError::Entry {
+        path: path.to_owned(),
+        reason: reason.to_owned(),
+    };
+    let header = entry.header();
+    let whole = header.path_bytes().len() < HEADER_NAME
+        && header
+            .link_name_bytes()
+            .is_none_or(|name| name.len() < HEADER_NAME);
+    let mut xattrs = false;
+    let records = entry.pax_extensions().map_err(ImportError::Archive)?;
+    for record in records.into_iter().flatten() {
+        match record {
+            Ok(record) if record.key_bytes().starts_with(b"GNU.sparse.") => {
+                return Err(refused(
+                    "sparse files in the pax format are not understood; make the archive without --sparse, or with \
+                     --format=gnu",
+                ));
+            }
+            Ok(record) => xattrs |= record.key_bytes().starts_with(b"SCHILY.xattr."),
+            // The reader takes a line break in a name for the end of the record; the header has the name too.
+            Err(_) if whole => break,
+            Err(_) => return Err(refused("its pax header cannot be read")),
+        }
+    }
+    Ok(xattrs)
 }
 
 fn link_target(entry: &tar::Entry<'_, impl Read>) -> Result<PathBuf, ImportError> {

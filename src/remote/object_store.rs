@@ -1,7 +1,8 @@
 use std::{
+    collections::BTreeSet,
     error::Error,
     path::{Path as FsPath, PathBuf},
-    sync::{Arc, OnceLock},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
 };
 
 use async_trait::async_trait;
@@ -19,10 +20,14 @@ use crate::{
 const CLOSURE_AHEAD: usize = 256;
 /// How many root names are read at once.
 const ROOTS_AT_ONCE: usize = 16;
+/// Up to so many objects are synced one by one: syncing a whole filesystem waits for what others have written to it.
+const SYNCED_SINGLY: usize = 64;
 /// Frames up to this size, in bytes, are decompressed where they arrive: sooner than another thread is woken.
 const DECOMPRESS_HERE: usize = 64 << 10;
 /// The largest object that is read which has no announced size, in bytes: closures, manifests and names.
-const MAX_METADATA: u64 = 1 << 30;
+const MAX_METADATA: u64 = 64 << 20;
+/// The largest chunk that is read, in bytes: it has to fit in memory.
+const MAX_CHUNK: u64 = 1 << 30;
 
 /// A store in the object store layout of tvix and snix.
 #[derive(Debug)]
@@ -31,6 +36,9 @@ pub struct ObjectStoreRemote {
     address: Arc<str>,
     /// Opened at the first use that finds the directory: it may be on a disk that is attached later.
     store: OnceLock<Arc<dyn ObjectStore>>,
+    /// Objects put since the last sync, up to one more than are synced one by one. The lock is held for a list
+    /// operation only.
+    unsynced: Mutex<Vec<Path>>,
 }
 
 impl ObjectStoreRemote {
@@ -41,6 +49,7 @@ impl ObjectStoreRemote {
             directory: path.to_owned(),
             address: format!("objectstore+file://{}", path.display()).into(),
             store: OnceLock::new(),
+            unsynced: Mutex::default(),
         }
     }
 
@@ -71,6 +80,10 @@ impl ObjectStoreRemote {
         let store = LocalFileSystem::new_with_prefix(&self.directory)
             .map_err(|error| failed(Arc::new(error)))?;
         Ok(self.store.get_or_init(|| Arc::new(store)))
+    }
+
+    fn unsynced(&self) -> std::sync::MutexGuard<'_, Vec<Path>> {
+        self.unsynced.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn read_failed(&self, object: Object, error: object_store::Error) -> RemoteError {
@@ -123,6 +136,10 @@ impl ObjectStoreRemote {
             .put(key, bytes.into())
             .await
             .map_err(|error| self.write_failed(object, error))?;
+        let mut unsynced = self.unsynced();
+        if unsynced.len() <= SYNCED_SINGLY {
+            unsynced.push(key.clone());
+        }
         Ok(())
     }
 
@@ -149,6 +166,29 @@ impl ObjectStoreRemote {
     fn root_key(&self, name: &Name) -> Result<Path, RemoteError> {
         layout::root_key(name).map_err(|error| self.write_failed(Object::Root(name.clone()), error))
     }
+}
+
+/// Syncs objects with the directories above them; many are synced together with their whole filesystem.
+fn sync(store: &FsPath, objects: &[Path]) -> std::io::Result<()> {
+    let open = |path: &FsPath| std::fs::File::open(path);
+    if objects.len() > SYNCED_SINGLY {
+        return Ok(rustix::fs::syncfs(open(store)?)?);
+    }
+    let mut directories = BTreeSet::new();
+    for object in objects {
+        let path = store.join(object.as_ref());
+        open(&path)?.sync_all()?;
+        let above = path.ancestors().skip(1);
+        directories.extend(
+            above
+                .take_while(|path| path.starts_with(store))
+                .map(FsPath::to_owned),
+        );
+    }
+    for directory in directories.iter().rev() {
+        open(directory)?.sync_all()?;
+    }
+    Ok(())
 }
 
 /// Runs what takes the processor for long away from the threads that wait for the network.
@@ -189,6 +229,12 @@ impl Remote for ObjectStoreRemote {
 
     async fn chunk(&self, chunk: Digest, size: u64) -> Result<Bytes, RemoteError> {
         let object = Object::Chunk(chunk);
+        if size > MAX_CHUNK {
+            let error = std::io::Error::other(format!(
+                "a chunk of {size} bytes; at most {MAX_CHUNK} are accepted"
+            ));
+            return Err(self.corrupt(object, error));
+        }
         // A frame is never much longer than its content.
         let max = size.saturating_add(size / 128).saturating_add(1 << 10);
         let frame = self.get(&object, &layout::chunk_key(chunk), max).await?;
@@ -339,7 +385,8 @@ impl Publish for ObjectStoreRemote {
 
     async fn sync(&self) -> Result<(), RemoteError> {
         let directory = self.directory.clone();
-        off_thread(move || Ok(rustix::fs::syncfs(std::fs::File::open(directory)?)?))
+        let unsynced = std::mem::take(&mut *self.unsynced());
+        off_thread(move || sync(&directory, &unsynced))
             .await
             .map_err(|error| self.write_failed(Object::Store, error))
     }

@@ -224,8 +224,12 @@ pub fn detach(path: &Path) {
     while is_mounted(path) {
         let path = std::ffi::CString::new(path.to_str().unwrap()).unwrap();
         // SAFETY: a system call with a valid string.
-        if unsafe { libc::umount2(path.as_ptr(), libc::MNT_DETACH) } != 0 {
-            return;
+        unsafe {
+            // By force first: it ends whatever waits in the mount, the daemon itself among them.
+            libc::umount2(path.as_ptr(), libc::MNT_FORCE);
+            if libc::umount2(path.as_ptr(), libc::MNT_DETACH) != 0 {
+                return;
+            }
         }
     }
 }
@@ -261,7 +265,7 @@ impl Mount {
             let ended = child.try_wait().unwrap();
             if ended.is_some() || Instant::now() > deadline {
                 let _ = child.kill();
-                let _ = child.wait();
+                let _ = wait(&mut child, DEADLINE);
                 panic!("no mount ({ended:?}): {}", log.join().unwrap());
             }
             thread::sleep(Duration::from_millis(5));
@@ -296,8 +300,11 @@ impl Mount {
     fn take_down(&mut self) {
         self.done.store(true, Ordering::SeqCst);
         let _ = self.child.kill();
-        let _ = self.child.wait();
         detach(&self.path);
+        // Not for ever: a process that is stuck in its own mount would never be waited for.
+        if wait(&mut self.child, DEADLINE).is_none() {
+            eprintln!("the daemon on {:?} does not end", self.path);
+        }
     }
 }
 

@@ -1,4 +1,4 @@
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 
 use fuse_backend_rs::{
     api::server::Server,
@@ -30,6 +30,8 @@ pub(super) struct Dispatcher {
     pub(super) mode: IoMode,
     pub(super) runtime: Handle,
     pub(super) pending: Pending,
+    /// Told whether an agreement with the kernel was reached.
+    pub(super) agreed: mpsc::Sender<bool>,
     pub(super) server: Server<Rest>,
 }
 
@@ -80,7 +82,8 @@ impl Dispatcher {
                     "agreed with the kernel"
                 );
                 let answer = InitOut::new(minor, flags, max_readahead);
-                self.device.answer(unique, &[answer.as_bytes()]);
+                let taken = self.device.answer(unique, &[answer.as_bytes()]);
+                let _ = self.agreed.send(taken);
             }
             Agreement::OtherMajor => {
                 let answer = InitOut::new(0, 0, 0);
@@ -89,6 +92,7 @@ impl Dispatcher {
             Agreement::TooOld => {
                 tracing::error!(kernel.major, kernel.minor, "this kernel's FUSE is too old");
                 self.device.fail(unique, libc::EPROTO);
+                let _ = self.agreed.send(false);
             }
         }
     }

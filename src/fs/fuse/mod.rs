@@ -6,11 +6,13 @@
 //! - `init`: what is agreed with the kernel
 //! - `dispatch`: the operations that can miss, and READ answered from mapped slices
 //! - `pending`: requests that wait for a fetch, and interrupting them
+//! - [`mountinfo`]: what is mounted where
 //! - `rest`: all other operations, through fuse-backend-rs
 
 mod device;
 mod dispatch;
 mod init;
+pub mod mountinfo;
 mod pending;
 mod rest;
 mod session;

@@ -1,8 +1,7 @@
 use std::{
     fs, io,
-    os::unix::fs::MetadataExt,
-    path::{Path, PathBuf},
-    sync::Arc,
+    path::PathBuf,
+    sync::{Arc, mpsc},
     thread::JoinHandle,
     time::Duration,
 };
@@ -14,6 +13,7 @@ use super::{
     device::{Device, Received},
     dispatch::Dispatcher,
     init::{IoMode, MAX_TRANSFER},
+    mountinfo,
     pending::Pending,
     rest::Rest,
 };
@@ -64,6 +64,8 @@ fn hint(cause: &str) -> &'static str {
 /// A mounted filesystem and the threads that serve it.
 pub struct Session {
     fuse: FuseSession,
+    /// As the mount table has it, which tells our mount from a later one on the same path.
+    device: Option<String>,
     workers: Vec<JoinHandle<()>>,
     unmounted: watch::Receiver<bool>,
 }
@@ -91,12 +93,14 @@ impl Session {
             .try_clone()?;
         // The crate polls; these threads wait in `read`, of which the kernel wakes one for each request.
         rustix::fs::fcntl_setfl(&device, rustix::fs::OFlags::RDWR).map_err(io::Error::from)?;
+        let (agreed, agreement) = mpsc::channel();
         let dispatcher = Arc::new(Dispatcher {
             fs: Arc::clone(fs),
             device: Device::new(device),
             mode: options.io_mode,
             runtime: tokio::runtime::Handle::current(),
             pending: Pending::default(),
+            agreed,
             server: Server::new(Rest { fs: Arc::clone(fs) }),
         });
         let (ended, unmounted) = watch::channel(false);
@@ -112,13 +116,21 @@ impl Session {
                     })
             })
             .collect::<Result<_, _>>()?;
+        let device = mountinfo::at(path)?.map(|mounted| mounted.device);
         let session = Self {
             fuse,
+            device,
             workers,
             unmounted,
         };
-        let device = answers(path)?;
-        set_read_ahead(device);
+        // From then on the kernel sends requests, and the threads are there to answer. The mount itself must not be
+        // looked at from here: a process that is killed while it waits for itself never ends.
+        if agreement.recv_timeout(ANSWER_WITHIN) != Ok(true) {
+            return Err(MountError::Silent(path.clone()));
+        }
+        if let Some(device) = &session.device {
+            set_read_ahead(device);
+        }
         Ok(session)
     }
 
@@ -133,8 +145,15 @@ impl Session {
 
     /// Unmounts if that has not happened, and waits a little for requests under way. Blocks.
     pub fn close(mut self) {
-        if let Err(error) = self.fuse.umount() {
-            tracing::warn!(%error, "cannot be unmounted");
+        let path = self.fuse.mountpoint().to_owned();
+        let there = mountinfo::at(&path).ok().flatten();
+        if there.is_some_and(|mounted| Some(mounted.device) == self.device) {
+            if let Err(error) = self.fuse.umount() {
+                tracing::warn!(%error, "cannot be unmounted");
+            }
+        } else {
+            // It is gone, and what may be there now is not ours: the crate would unmount it.
+            std::mem::forget(self.fuse);
         }
         // With files still open elsewhere the kernel keeps the connection after the mount is gone; their readers get
         // ENOTCONN once this process ends.
@@ -159,24 +178,9 @@ fn serve(dispatcher: &Arc<Dispatcher>) {
     }
 }
 
-/// Waits until the mount answers a `stat`, and gives its device number.
-fn answers(path: &Path) -> Result<u64, MountError> {
-    let (sender, receiver) = std::sync::mpsc::channel();
-    let mountpoint = path.to_owned();
-    // A thread of its own: a `stat` on a mount that does not answer never returns.
-    std::thread::spawn(move || {
-        let _ = sender.send(fs::metadata(mountpoint).map(|metadata| metadata.dev()));
-    });
-    match receiver.recv_timeout(ANSWER_WITHIN) {
-        Ok(device) => Ok(device?),
-        Err(_) => Err(MountError::Silent(path.to_owned())),
-    }
-}
-
-/// Only root may; without it the kernel reads 128 KiB ahead.
-fn set_read_ahead(device: u64) {
-    let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
-    let path = format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb");
+/// Only root may; without it the kernel reads 128 KiB ahead. `device` is as the mount table has it.
+fn set_read_ahead(device: &str) {
+    let path = format!("/sys/class/bdi/{device}/read_ahead_kb");
     if let Err(error) = fs::write(&path, READ_AHEAD_KIB.to_string()) {
         tracing::debug!(path, %error, "the kernel's readahead stays as it is");
     }

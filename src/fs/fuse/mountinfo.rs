@@ -1,3 +1,5 @@
+//! The mount table of this process.
+
 use std::{
     ffi::OsString,
     io,
@@ -6,18 +8,23 @@ use std::{
 };
 
 /// Type of a castore mount, in the mount table.
-pub(super) const TYPE: &str = "fuse.castore";
+pub const TYPE: &str = "fuse.castore";
 
 /// A line of `/proc/self/mountinfo` (see `proc(5)`).
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Mounted {
-    pub(super) mountpoint: PathBuf,
-    pub(super) kind: String,
-    pub(super) source: String,
+pub struct Mounted {
+    /// Major and minor number, as `0:39`.
+    pub device: String,
+    pub mountpoint: PathBuf,
+    pub kind: String,
+    pub source: String,
 }
 
-/// What is mounted on a path: the uppermost mount, where there are several.
-pub(super) fn at(path: &Path) -> io::Result<Option<Mounted>> {
+/// What is mounted on a path: the uppermost mount, where there are several. Does not touch the mount.
+///
+/// # Errors
+/// When the table cannot be read.
+pub fn at(path: &Path) -> io::Result<Option<Mounted>> {
     let table = std::fs::read("/proc/self/mountinfo")?;
     Ok(table
         .split(|byte| *byte == b'\n')
@@ -30,6 +37,7 @@ fn parse(line: &[u8]) -> Option<Mounted> {
     let separator = fields.iter().position(|field| *field == b"-")?;
     let text = |field: &[u8]| String::from_utf8_lossy(&unescape(field)).into_owned();
     Some(Mounted {
+        device: text(fields.get(2)?),
         mountpoint: OsString::from_vec(unescape(fields.get(4)?)).into(),
         kind: text(fields.get(separator + 1)?),
         source: text(fields.get(separator + 2)?),
@@ -67,6 +75,7 @@ mod tests {
         assert_eq!(
             parse(line),
             Some(Mounted {
+                device: "98:0".to_owned(),
                 mountpoint: r"/mnt/a b\".into(),
                 kind: TYPE.to_owned(),
                 source: "tool chain".to_owned(),
