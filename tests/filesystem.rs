@@ -761,6 +761,68 @@ fn what_is_missing_can_be_seen_and_not_read() {
 
 #[test]
 #[ignore = "needs /dev/fuse"]
+fn corrupt_objects_are_eio_and_logged_by_digest() {
+    let (scratch, mount) = mounted(&[], |root| {
+        fs::create_dir(root.join("dir")).unwrap();
+        tree::file(root, "dir/below", b"below", false);
+        tree::file(root, "file", &tree::noise(4, 100_000), false);
+    });
+    mount.stop();
+    // A directory whose entries are out of order, below a root that is right but for that.
+    let file = |name: u8| {
+        let mut entry = vec![0x12, 39, 0x0a, 1, name, 0x12, 32];
+        entry.extend_from_slice(castore::model::Digest::of(b"x").as_bytes());
+        entry.extend_from_slice(&[0x18, 1]);
+        entry
+    };
+    let child = [file(b'b'), file(b'a')].concat();
+    let child_digest = castore::model::Digest::of(&child);
+    let mut root = vec![0x0a, 39, 0x0a, 1, b'd', 0x12, 32];
+    root.extend_from_slice(child_digest.as_bytes());
+    root.extend_from_slice(&[0x18, 2]);
+    let digest = castore::model::Digest::of(&root);
+    let mut records = Vec::new();
+    for directory in [&root, &child] {
+        records.extend(u32::try_from(directory.len()).unwrap().to_be_bytes());
+        records.extend(directory);
+    }
+    let hex = digest.to_hex();
+    let dir = scratch.path("store/dirs/b3").join(&hex[..4]);
+    fs::create_dir_all(&dir).unwrap();
+    fs::write(dir.join(&hex), zstd::encode_all(&records[..], 3).unwrap()).unwrap();
+    let mount = scratch.mount([digest.to_string()]);
+    assert!(fs::metadata(mount.at("d")).unwrap().is_dir());
+    assert_eq!(
+        errno(fs::read_dir(mount.at("d")).and_then(|mut d| d.next().unwrap())),
+        libc::EIO
+    );
+    assert_eq!(errno(fs::metadata(mount.at("d/a"))), libc::EIO);
+    let log = mount.stop();
+    assert!(
+        log.contains(&child_digest.to_string()) && log.contains("not sorted"),
+        "{log}"
+    );
+    // A chunk with other bytes than its digest says.
+    let blob = castore::model::Digest::of(&tree::noise(4, 100_000));
+    let hex = blob.to_hex();
+    let chunk = scratch.path("store/chunks/b3").join(&hex[..4]).join(&hex);
+    fs::write(
+        chunk,
+        zstd::encode_all(&tree::noise(5, 100_000)[..], 3).unwrap(),
+    )
+    .unwrap();
+    let mount = scratch.mount([scratch.import_digest()]);
+    assert_eq!(errno(fs::read(mount.at("file"))), libc::EIO);
+    assert_eq!(fs::read(mount.at("dir/below")).unwrap(), b"below");
+    let log = mount.stop();
+    assert!(
+        log.contains(&blob.to_string()) && log.contains("damaged"),
+        "{log}"
+    );
+}
+
+#[test]
+#[ignore = "needs /dev/fuse"]
 fn equal_directories_in_parallel() {
     // A node id that two directories share makes a parallel walk fail with ESTALE.
     let (scratch, mount) = mounted(&[], |root| {
