@@ -34,7 +34,9 @@ CREATE INDEX chunks_by_file ON chunks (file);
 -- The chunk lists of blobs that have more than one chunk, as encoded StatBlobResponse.
 CREATE TABLE blobs (
     digest BLOB PRIMARY KEY,
-    manifest BLOB NOT NULL
+    manifest BLOB NOT NULL,
+    -- 1 when the chunks, joined, were found to have the blob's digest.
+    verified INTEGER NOT NULL DEFAULT 0
 ) STRICT;
 
 -- Directories in their canonical encoding.

@@ -823,6 +823,52 @@ fn corrupt_objects_are_eio_and_logged_by_digest() {
 
 #[test]
 #[ignore = "needs /dev/fuse"]
+fn a_manifest_that_lies_is_found_out() {
+    // Every chunk has the bytes of its digest, but together they are another blob.
+    let (scratch, mount) = mounted(&[], |root| {
+        tree::file(root, "file", &tree::noise(4, 2 << 20), false);
+        tree::file(root, "other", &tree::noise(5, 2 << 20), false);
+        tree::file(root, "right", &tree::noise(6, 2 << 20), false);
+    });
+    let object = |seed| {
+        let hex = castore::model::Digest::of(&tree::noise(seed, 2 << 20)).to_hex();
+        scratch.path("store/blobs/b3").join(&hex[..4]).join(hex)
+    };
+    fs::copy(object(5), object(4)).unwrap();
+    assert_eq!(
+        fs::read(mount.at("right")).unwrap(),
+        tree::noise(6, 2 << 20)
+    );
+    let _ = fs::read(mount.at("file"));
+    // What the kernel has kept of it goes too.
+    support::eventually("the lie is found out", || {
+        fs::read(mount.at("file")).is_err_and(|error| error.raw_os_error() == Some(libc::EIO))
+    });
+    assert_eq!(
+        fs::read(mount.at("other")).unwrap(),
+        tree::noise(5, 2 << 20)
+    );
+    assert_eq!(
+        fs::read(mount.at("right")).unwrap(),
+        tree::noise(6, 2 << 20)
+    );
+    let log = mount.stop();
+    let digest = castore::model::Digest::of(&tree::noise(4, 2 << 20)).to_string();
+    assert!(log.contains(&digest) && log.contains("manifest"), "{log}");
+    // It is remembered which manifest was right, and nothing is kept of the other.
+    let index = rusqlite::Connection::open(scratch.path("cache/index.sqlite")).unwrap();
+    let verified = |seed| -> Option<bool> {
+        let digest = castore::model::Digest::of(&tree::noise(seed, 2 << 20));
+        let query = "SELECT verified FROM blobs WHERE digest = ?";
+        index
+            .query_row(query, [digest.as_bytes()], |row| row.get(0))
+            .ok()
+    };
+    assert_eq!((verified(6), verified(4)), (Some(true), None));
+}
+
+#[test]
+#[ignore = "needs /dev/fuse"]
 fn equal_directories_in_parallel() {
     // A node id that two directories share makes a parallel walk fail with ESTALE.
     let (scratch, mount) = mounted(&[], |root| {

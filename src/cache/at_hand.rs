@@ -1,10 +1,12 @@
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     fmt,
     path::Path,
     sync::{Arc, Mutex, mpsc},
     thread::JoinHandle,
 };
+
+use tokio::sync::broadcast;
 
 use super::{
     Blob, CacheError, ChunkData, Config, Counter, Slice, Stats,
@@ -38,6 +40,10 @@ pub struct Cache {
     /// Closures on their way, by their root. The lock is held for a map operation only.
     pub(super) closures: Mutex<HashMap<Digest, Arc<ClosureFlight>>>,
     stats: Arc<Stats>,
+    /// Manifests that lie, by blob and by the digest of their encoding. The lock is held for a set operation only.
+    pub(super) lies: Mutex<HashSet<(Digest, Digest)>>,
+    /// Blobs whose manifest was found to lie.
+    pub(super) wrong: broadcast::Sender<Digest>,
     pub(super) writer: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -73,6 +79,8 @@ impl Cache {
             chunks: Flights::default(),
             blobs: Flights::default(),
             closures: Mutex::default(),
+            lies: Mutex::default(),
+            wrong: broadcast::channel(64).0,
             stats,
             writer: Mutex::new(Some(writer)),
         }))
@@ -87,6 +95,12 @@ impl Cache {
     #[must_use]
     pub fn stats(&self) -> &Stats {
         &self.stats
+    }
+
+    /// Tells of blobs whose bytes were served and then found wrong as a whole: what others keep of them must go.
+    #[must_use]
+    pub fn wrong_blobs(&self) -> broadcast::Receiver<Digest> {
+        self.wrong.subscribe()
     }
 
     /// What messages call the remotes.
@@ -112,13 +126,16 @@ impl Cache {
         if size > LOOKED_UP_HERE {
             return None;
         }
-        let (manifest, places) = self
+        let blob = self
             .store
             .index
             .read(|connection| known_blob(connection, digest, size))
             .ok()
             .flatten()?;
-        let blob = Arc::new(Blob::new(digest, manifest, places));
+        if blob.is_due() {
+            return None; // Whoever fetches it starts that.
+        }
+        let blob = Arc::new(blob);
         self.memory.blobs.insert((digest, size), Arc::clone(&blob));
         Some(blob)
     }

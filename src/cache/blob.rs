@@ -1,4 +1,7 @@
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{
+    Arc, Mutex, PoisonError, RwLock,
+    atomic::{AtomicBool, Ordering},
+};
 
 use bytes::Bytes;
 use rusqlite::Connection;
@@ -20,16 +23,88 @@ pub struct Blob {
     manifest: Manifest,
     /// One for each chunk of the manifest. A place may be out of date: the file may have been evicted since.
     places: RwLock<Box<[Option<Location>]>>,
+    /// Which chunks have not been there yet: once all were, the blob is verified as a whole. The lock is held for a look
+    /// only.
+    unseen: Mutex<Unseen>,
+    /// The chunks, joined, do not have the blob's digest: the manifest lies.
+    wrong: AtomicBool,
+}
+
+#[derive(Debug)]
+struct Unseen {
+    /// On disk when the blob was looked up, or asked for since.
+    seen: Box<[bool]>,
+    /// Number of those in `seen` that are not set.
+    left: usize,
+    /// Nothing is to be verified, or somebody does it.
+    verified: bool,
 }
 
 impl Blob {
     pub(super) fn new(digest: Digest, manifest: Manifest, places: Vec<Option<Location>>) -> Self {
         debug_assert_eq!(places.len(), manifest.chunks().len());
+        let seen: Box<[bool]> = places.iter().map(Option::is_some).collect();
+        let left = seen.iter().filter(|seen| !**seen).count();
         Self {
             digest,
-            manifest,
             places: RwLock::new(places.into()),
+            unseen: Mutex::new(Unseen {
+                // One chunk that has the blob's digest is the blob.
+                verified: manifest.is_whole(digest),
+                seen,
+                left,
+            }),
+            wrong: AtomicBool::new(false),
+            manifest,
         }
+    }
+
+    /// One that was verified as a whole before.
+    pub(super) fn verified(self) -> Self {
+        self.unseen().verified = true;
+        self
+    }
+
+    /// Notes that a chunk was at hand.
+    pub(super) fn note_seen(&self, position: usize) {
+        let mut unseen = self.unseen();
+        if let Some(seen @ false) = unseen.seen.get_mut(position) {
+            *seen = true;
+            unseen.left -= 1;
+        }
+    }
+
+    /// Whether all chunks were there and nobody has verified the blob as a whole.
+    pub(super) fn is_due(&self) -> bool {
+        let unseen = self.unseen();
+        unseen.left == 0 && !unseen.verified
+    }
+
+    /// As [`Blob::is_due`], and true for one caller only, who does it.
+    pub(super) fn take_due(&self) -> bool {
+        let mut unseen = self.unseen();
+        let due = unseen.left == 0 && !unseen.verified;
+        unseen.verified |= due;
+        due
+    }
+
+    /// After an attempt that failed.
+    pub(super) fn set_due(&self) {
+        self.unseen().verified = false;
+    }
+
+    /// Whether its chunks, joined, were found not to have its digest.
+    #[must_use]
+    pub fn is_wrong(&self) -> bool {
+        self.wrong.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_wrong(&self) {
+        self.wrong.store(true, Ordering::Relaxed);
+    }
+
+    fn unseen(&self) -> std::sync::MutexGuard<'_, Unseen> {
+        self.unseen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     #[must_use]
@@ -60,30 +135,33 @@ impl Blob {
 
     /// Bytes of memory that it takes, about.
     pub(super) fn weight(&self) -> u32 {
-        let chunk = size_of::<Chunk>() + size_of::<Option<Location>>();
+        let chunk = size_of::<Chunk>() + size_of::<Option<Location>>() + 1;
         let weight = self.manifest.chunks().len() * chunk + 128;
         u32::try_from(weight).unwrap_or(u32::MAX)
     }
 }
 
-/// A blob's manifest and the places of its chunks, where the manifest is known. One that may be a single chunk is taken
-/// for one.
+/// A blob whose manifest is known, with the places of its chunks. One that may be a single chunk is taken for one.
 pub(super) fn known_blob(
     connection: &Connection,
     digest: Digest,
     size: u64,
-) -> rusqlite::Result<Option<(Manifest, Vec<Option<Location>>)>> {
-    let manifest = if size <= ONE_CHUNK {
-        Some(Manifest::whole(digest, size))
-    } else if let Some(manifest) = index::manifest(connection, digest)? {
-        Some(manifest)
+) -> rusqlite::Result<Option<Blob>> {
+    let (manifest, verified) = if size <= ONE_CHUNK {
+        (Manifest::whole(digest, size), true)
+    } else if let Some(known) = index::manifest(connection, digest)? {
+        known
+    } else if let Some((_, chunk_size)) = index::chunk(connection, digest)? {
+        (Manifest::whole(digest, chunk_size), true)
     } else {
-        index::chunk(connection, digest)?.map(|(_, chunk_size)| Manifest::whole(digest, chunk_size))
+        return Ok(None);
     };
-    match manifest.filter(|manifest| manifest.size() == size) {
-        Some(manifest) => places(connection, &manifest).map(|at| Some((manifest, at))),
-        None => Ok(None),
+    if manifest.size() != size {
+        return Ok(None);
     }
+    let places = places(connection, &manifest)?;
+    let blob = Blob::new(digest, manifest, places);
+    Ok(Some(if verified { blob.verified() } else { blob }))
 }
 
 pub(super) fn places(

@@ -33,6 +33,7 @@ impl Cache {
             let cache = Arc::clone(self);
             async move {
                 let blob = Arc::new(cache.find_blob(digest, size).await?);
+                cache.verify_whole(&blob);
                 cache.memory.blobs.insert((digest, size), Arc::clone(&blob));
                 Ok(blob)
             }
@@ -55,7 +56,10 @@ impl Cache {
             let (cache, blob) = (Arc::clone(self), Arc::clone(blob));
             async move { cache.find_chunk(&blob, position).await }
         };
-        self.chunks.join(key, task).await
+        let data = self.chunks.join(key, task).await?;
+        blob.note_seen(position);
+        self.verify_whole(blob);
+        Ok(data)
     }
 
     /// The node that a name stands for: as the remote says, or where no remote answers, as it said last.
@@ -132,6 +136,7 @@ impl Cache {
         let cache = Arc::clone(self);
         self.query(move |connection| {
             let manifest = index::manifest(connection, digest)?
+                .map(|(manifest, _)| manifest)
                 .filter(|manifest| manifest.size() == size)
                 .unwrap_or_else(|| Manifest::whole(digest, size));
             let mut bytes = 0;
@@ -187,6 +192,13 @@ impl Cache {
         Ok((usage, counters))
     }
 
+    pub(super) fn mismatch(&self, digest: Digest) -> CacheError {
+        CacheError::BlobMismatch {
+            digest,
+            remote: self.remote.address().to_owned(),
+        }
+    }
+
     fn remote_name(&self) -> Arc<str> {
         self.remote.address().into()
     }
@@ -214,11 +226,14 @@ impl Cache {
         let known = self
             .query(move |connection| known_blob(connection, digest, size))
             .await?;
-        if let Some((manifest, places)) = known {
-            return Ok(Blob::new(digest, manifest, places));
+        if let Some(blob) = known {
+            return Ok(blob);
         }
         let manifest = self.remote.manifest(digest, size).await?;
-        if manifest.chunks().len() > 1 {
+        if self.is_lie(digest, &manifest) {
+            return Err(self.mismatch(digest));
+        }
+        if !manifest.is_whole(digest) {
             self.send(Command::Manifest(digest, manifest.clone()));
         }
         let wanted = manifest.clone();
@@ -289,10 +304,7 @@ impl Cache {
         }
         if Digest::of(&joined) != digest {
             self.stats().add(Counter::RejectedObjects, 1);
-            return Err(CacheError::BlobMismatch {
-                digest,
-                remote: self.remote.address().to_owned(),
-            });
+            return Err(self.mismatch(digest));
         }
         Ok(joined.freeze())
     }

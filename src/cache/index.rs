@@ -301,16 +301,37 @@ pub(super) fn retire(connection: &Connection, number: u64) -> rusqlite::Result<(
     Ok(())
 }
 
+/// A blob's manifest, and whether the blob was verified as a whole.
 pub(super) fn manifest(
     connection: &Connection,
     blob: Digest,
-) -> rusqlite::Result<Option<Manifest>> {
-    let bytes: Option<Vec<u8>> = connection
-        .prepare_cached("SELECT manifest FROM blobs WHERE digest = ?")?
-        .query_row([blob.as_bytes()], |row| row.get(0))
+) -> rusqlite::Result<Option<(Manifest, bool)>> {
+    let row: Option<(Vec<u8>, bool)> = connection
+        .prepare_cached("SELECT manifest, verified FROM blobs WHERE digest = ?")?
+        .query_row([blob.as_bytes()], |row| Ok((row.get(0)?, row.get(1)?)))
         .optional()?;
     // One that cannot be decoded is fetched again.
-    Ok(bytes.and_then(|bytes| proto::decode_manifest(&bytes).ok().flatten()))
+    Ok(row.and_then(|(bytes, verified)| {
+        let manifest = proto::decode_manifest(&bytes).ok().flatten()?;
+        Some((manifest, verified))
+    }))
+}
+
+/// Notes what was found when a blob was verified as a whole: a manifest that lies is forgotten.
+pub(super) fn judge_manifest(
+    connection: &Connection,
+    blob: Digest,
+    manifest: &Manifest,
+    right: bool,
+) -> rusqlite::Result<()> {
+    let change = match right {
+        true => "UPDATE blobs SET verified = 1 WHERE digest = ? AND manifest = ?",
+        false => "DELETE FROM blobs WHERE digest = ? AND manifest = ?",
+    };
+    connection
+        .prepare_cached(change)?
+        .execute(params![blob.as_bytes(), proto::encode_manifest(manifest)])?;
+    Ok(())
 }
 
 pub(super) fn insert_manifest(
@@ -529,7 +550,14 @@ mod tests {
             })
             .unwrap();
         let got = index.read(|connection| super::manifest(connection, blob));
-        assert_eq!(got.unwrap(), Some(manifest));
+        assert_eq!(got.unwrap(), Some((manifest.clone(), false)));
+        for right in [true, false] {
+            index
+                .write(&mut writer, |c| judge_manifest(c, blob, &manifest, right))
+                .unwrap();
+            let got = index.read(|connection| super::manifest(connection, blob));
+            assert_eq!(got.unwrap(), right.then(|| (manifest.clone(), true)));
+        }
         let names_at = |remote: &str| index.read(|connection| names(connection, remote)).unwrap();
         assert_eq!(names_at("here"), [(name_a, node)]);
         assert_eq!(names_at("elsewhere"), []);

@@ -10,6 +10,7 @@
 //! - `blob`: a blob's manifest and where its chunks lie
 //! - `flights`: one task per missing object, whatever the number of its waiters
 //! - `fetch`, `closure`: bringing and verifying what is missing
+//! - `whole`: whether a blob's chunks make up the blob
 //! - `stats`: what was hit, missed and found damaged
 
 mod at_hand;
@@ -30,6 +31,7 @@ mod space;
 mod stamp;
 mod stats;
 mod store;
+mod whole;
 mod writer;
 
 pub use at_hand::Cache;

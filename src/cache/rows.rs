@@ -3,13 +3,17 @@ use std::sync::Arc;
 use bytes::Bytes;
 use rusqlite::Connection;
 
-use super::index::{self, Location};
+use super::{
+    Blob,
+    index::{self, Location},
+};
 use crate::model::{Digest, Manifest, Name, Node};
 
 /// A change of the index that goes with no data file.
 pub(super) enum Row {
     Directories(Vec<(Digest, Bytes)>),
     Manifest(Digest, Manifest),
+    Judged(Arc<Blob>, bool),
     Name(Arc<str>, Name, Node),
     ForgetName(Arc<str>, Name),
     Damaged(Digest, Location),
@@ -22,6 +26,9 @@ impl Row {
                 index::insert_directory(connection, *digest, bytes)
             }),
             Self::Manifest(blob, manifest) => index::insert_manifest(connection, *blob, manifest),
+            Self::Judged(blob, right) => {
+                index::judge_manifest(connection, blob.digest(), blob.manifest(), *right)
+            }
             Self::Name(remote, name, node) => index::insert_name(connection, remote, name, node),
             Self::ForgetName(remote, name) => index::delete_name(connection, remote, name),
             Self::Damaged(digest, location) => {

@@ -40,6 +40,8 @@ pub(super) enum Pending {
 pub(super) enum Command {
     Chunk(NewChunk),
     Manifest(Digest, Manifest),
+    /// A blob that was verified as a whole, and whether it was right.
+    Judged(Arc<Blob>, bool),
     /// Answered when they are in the index, or cannot be.
     Directories(Vec<(Digest, Bytes)>, oneshot::Sender<()>),
     /// At a remote.

@@ -149,6 +149,7 @@ impl Writer {
                     rows.push(Row::Directories(directories));
                     acks.push(done);
                 }
+                Command::Judged(blob, right) => rows.push(Row::Judged(blob, right)),
                 Command::Manifest(blob, manifest) => rows.push(Row::Manifest(blob, manifest)),
                 Command::Name(remote, name, node) => rows.push(Row::Name(remote, name, node)),
                 Command::ForgetName(remote, name) => rows.push(Row::ForgetName(remote, name)),

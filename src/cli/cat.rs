@@ -7,7 +7,10 @@ use super::{
     args::{CacheArgs, RemoteArgs},
     open, runtime,
 };
-use crate::{cache::Slice, model::Node};
+use crate::{
+    cache::Slice,
+    model::{Digest, Node},
+};
 
 /// Chunks that are fetched while the one before is written.
 const AHEAD: usize = 4;
@@ -55,12 +58,19 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
             .buffered(AHEAD);
         let mut out = std::io::stdout().lock();
         let mut buffer = Vec::new();
+        let mut hasher = blake3::Hasher::new();
         while let Some(slice) = chunks.try_next().await? {
             buffer.clear();
             slice.append_to(&mut buffer)?;
+            hasher.update(&buffer);
             out.write_all(&buffer)?;
         }
         out.flush()?;
+        // Each chunk was verified; that they make up the file is known only now.
+        let actual = Digest::from(hasher.finalize());
+        if actual != digest {
+            bail!("what was written is not {digest} but {actual}: the store is damaged");
+        }
         cache.close();
         Ok(())
     })

@@ -1,4 +1,4 @@
-use crate::cache::CacheError;
+use crate::{cache::CacheError, model::Digest};
 
 /// Why an operation failed.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -31,6 +31,8 @@ pub enum FsError {
     Interrupted,
     #[error("the directory says it has {claimed} entries and has at least {actual}")]
     DirectorySize { claimed: u64, actual: u64 },
+    #[error("the chunks of the blob {0} are not those of its digest")]
+    WrongBlob(Digest),
     #[error("a file of the cache cannot be read")]
     Unreadable,
     #[error("an operation that missed the same objects again and again")]
@@ -56,9 +58,11 @@ impl FsError {
             Self::XattrOff => libc::ENOSYS,
             Self::UnknownInode => libc::ESTALE,
             Self::Interrupted => libc::EINTR,
-            Self::DirectorySize { .. } | Self::Unreadable | Self::NoProgress | Self::Cache(_) => {
-                libc::EIO
-            }
+            Self::DirectorySize { .. }
+            | Self::WrongBlob(_)
+            | Self::Unreadable
+            | Self::NoProgress
+            | Self::Cache(_) => libc::EIO,
         }
     }
 }

@@ -182,6 +182,16 @@ impl Inodes {
         }
     }
 
+    /// The ids of the files with this content.
+    pub(super) fn of_blob(&self, blob: Digest) -> Vec<u64> {
+        let table = self.read();
+        let files = table
+            .by_id
+            .values()
+            .filter(|inode| matches!(inode.node(), Node::File { digest, .. } if *digest == blob));
+        files.map(|inode| inode.id()).collect()
+    }
+
     /// The path from the mount's root, as far as the hints say.
     pub(super) fn path(&self, id: u64) -> String {
         let mut names = Vec::new();

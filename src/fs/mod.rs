@@ -41,7 +41,11 @@ pub use troubles::Trouble;
 pub use xattr::{CACHED, CHUNKS, DAEMON};
 
 use self::{inodes::Inodes, listing::Handles, troubles::Troubles};
-use crate::{cache::Cache, model::Directory, model::Node, prefetch::Prefetch};
+use crate::{
+    cache::Cache,
+    model::{Digest, Directory, Node},
+    prefetch::Prefetch,
+};
 
 /// What may differ from one mount to the next.
 #[derive(Debug, Clone)]
@@ -123,6 +127,12 @@ impl Filesystem {
     #[must_use]
     pub fn inode_count(&self) -> usize {
         self.inodes.len()
+    }
+
+    /// The node ids of the files with this content that the kernel knows.
+    #[must_use]
+    pub fn nodes_of(&self, blob: Digest) -> Vec<u64> {
+        self.inodes.of_blob(blob)
     }
 
     /// For `statfs`; answers at once.

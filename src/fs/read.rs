@@ -28,6 +28,11 @@ impl Filesystem {
                 size,
             });
         };
+        if blob.is_wrong() {
+            let error = FsError::WrongBlob(digest);
+            self.failed(id, Some(digest), &error);
+            return Outcome::Ready(Err(error));
+        }
         let mut slices = Vec::new();
         let mut missing = Vec::new();
         for wanted in blob.manifest().slices(offset, len) {

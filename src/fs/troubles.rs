@@ -70,6 +70,7 @@ fn remedy(error: &FsError) -> &'static str {
             | CacheError::IncompleteClosure { .. }
             | CacheError::UnexpectedDirectory { .. },
         )
+        | FsError::WrongBlob(_)
         | FsError::DirectorySize { .. } => {
             "the store is damaged: remove the damaged object there and import the tree again"
         }

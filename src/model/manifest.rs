@@ -79,6 +79,16 @@ impl Manifest {
         }
     }
 
+    /// Whether it is that of a blob with this digest that is not split.
+    #[must_use]
+    pub fn is_whole(&self, blob: Digest) -> bool {
+        match &*self.chunks {
+            [] => true,
+            [only] => only.digest == blob,
+            _ => false,
+        }
+    }
+
     #[must_use]
     pub fn chunks(&self) -> &[Chunk] {
         &self.chunks
@@ -99,7 +109,7 @@ impl Manifest {
         self.chunks[first..]
             .iter()
             .enumerate()
-            .take_while(move |(_, chunk)| chunk.offset < end)
+            .take_while(move |(_, chunk)| chunk.offset < end && offset < end)
             .map(move |(index, chunk)| {
                 let start = offset.max(chunk.offset) - chunk.offset;
                 ChunkSlice {
@@ -137,6 +147,14 @@ mod tests {
             Err(ManifestError::Overflow)
         );
         assert_eq!(Manifest::whole(digest, 0), Manifest::new([]).unwrap());
+    }
+
+    /// A range of no bytes in the middle of a chunk once gave a slice of no bytes.
+    #[test]
+    fn no_bytes_are_no_slices() {
+        assert_eq!(manifest(&[10, 20]).slices(5, 0).next(), None);
+        assert_eq!(manifest(&[10, 20]).slices(10, 0).next(), None);
+        assert_eq!(manifest(&[10, 20]).slices(30, 5).next(), None);
     }
 
     proptest! {

@@ -6,7 +6,7 @@ use std::{
 
 use zerocopy::IntoBytes;
 
-use super::wire::OutHeader;
+use super::wire::{InvalInode, NOTIFY_INVAL_INODE, OutHeader};
 use crate::cache::{ChunkData, Slice};
 
 /// Parts of one `writev`, the header among them; the kernel takes 1024 at the most.
@@ -88,6 +88,17 @@ impl Device {
                 Ok(())
             }
         }
+    }
+
+    /// Has the kernel drop its pages of a file. Waits for reads under way.
+    pub(super) fn invalidate(&self, node: u64) {
+        let message = InvalInode {
+            node,
+            offset: 0,
+            len: 0,
+        };
+        // A notification has no request, and its code stands where an answer has its error. ENOENT: it is not cached.
+        note(self.write(0, NOTIFY_INVAL_INODE, &[part_of(message.as_bytes())]));
     }
 
     fn write(&self, unique: u64, error: i32, parts: &[libc::iovec]) -> io::Result<()> {

@@ -1,7 +1,7 @@
 use std::{
     fs, io,
     path::PathBuf,
-    sync::{Arc, mpsc},
+    sync::{Arc, Weak, mpsc},
     thread::JoinHandle,
     time::Duration,
 };
@@ -103,6 +103,7 @@ impl Session {
             agreed,
             server: Server::new(Rest { fs: Arc::clone(fs) }),
         });
+        tokio::spawn(invalidate(Arc::clone(fs), Arc::downgrade(&dispatcher)));
         let (ended, unmounted) = watch::channel(false);
         let ended = Arc::new(ended);
         let workers = (0..options.threads.max(1))
@@ -163,6 +164,23 @@ impl Session {
             }
             std::thread::sleep(Duration::from_millis(50));
         }
+    }
+}
+
+/// Has the kernel forget what turned out to be wrong, for as long as there is a mount.
+async fn invalidate(fs: Arc<Filesystem>, dispatcher: Weak<Dispatcher>) {
+    let mut wrong = fs.cache().wrong_blobs();
+    drop(fs);
+    while let Ok(blob) = wrong.recv().await {
+        let Some(dispatcher) = dispatcher.upgrade() else {
+            return;
+        };
+        let forget = tokio::task::spawn_blocking(move || {
+            for node in dispatcher.fs.nodes_of(blob) {
+                dispatcher.device.invalidate(node);
+            }
+        });
+        let _ = forget.await;
     }
 }
 

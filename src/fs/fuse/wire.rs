@@ -104,6 +104,18 @@ pub(super) struct ReadIn {
     pub(super) padding: u32,
 }
 
+/// Code of the notification that what the kernel keeps of a file's content must go, in [`OutHeader::error`].
+pub(super) const NOTIFY_INVAL_INODE: i32 = 2;
+
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub(super) struct InvalInode {
+    pub(super) node: u64,
+    pub(super) offset: i64,
+    /// 0 or less: to the end.
+    pub(super) len: i64,
+}
+
 /// Of GETXATTR, both ways.
 #[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]

@@ -1,0 +1,96 @@
+use std::{
+    sync::{Arc, PoisonError},
+    time::Duration,
+};
+
+use super::{Blob, Cache, CacheError, Counter, Slice, store::Command};
+use crate::{
+    model::{Digest, Manifest},
+    proto,
+};
+
+/// A blob is verified as a whole this long after its last chunk was asked for, so as not to get in its reader's way.
+const AFTER: Duration = Duration::from_secs(1);
+
+/// Each chunk is verified by its own digest when it is fetched, but that these chunks make up the blob is only what a
+/// manifest says. Once all of them were there, they are hashed together, once for each blob and cache.
+impl Cache {
+    /// Verifies a blob in the background, if it is time.
+    pub(super) fn verify_whole(self: &Arc<Self>, blob: &Arc<Blob>) {
+        if !blob.take_due() {
+            return;
+        }
+        let (cache, blob) = (Arc::downgrade(self), Arc::clone(blob));
+        tokio::spawn(async move {
+            tokio::time::sleep(AFTER).await;
+            let Some(cache) = cache.upgrade() else {
+                return;
+            };
+            match cache.hash_whole(&blob).await {
+                Ok(digest) => cache.judge(&blob, digest == blob.digest()),
+                Err(error) => {
+                    tracing::debug!(%error, digest = %blob.digest(), "not verified as a whole yet");
+                    blob.set_due();
+                }
+            }
+        });
+    }
+
+    async fn hash_whole(self: &Arc<Self>, blob: &Arc<Blob>) -> Result<Digest, CacheError> {
+        let mut hasher = blake3::Hasher::new();
+        for slice in blob.manifest().slices(0, u64::MAX) {
+            let data = match self.slice_at_hand(blob, slice) {
+                Some(slice) => slice.data,
+                None => self.chunk(blob, slice.index).await?,
+            };
+            let part = Slice {
+                data,
+                start: slice.start,
+                len: slice.len,
+            };
+            let task = tokio::task::spawn_blocking(move || {
+                let mut bytes = Vec::new();
+                part.append_to(&mut bytes)?;
+                hasher.update(&bytes);
+                Ok::<_, std::io::Error>(hasher)
+            });
+            hasher = task
+                .await
+                .map_err(|_| CacheError::Aborted)?
+                .map_err(|error| CacheError::io(self.dir(), error))?;
+        }
+        Ok(hasher.finalize().into())
+    }
+
+    fn judge(&self, blob: &Arc<Blob>, right: bool) {
+        self.send(Command::Judged(Arc::clone(blob), right));
+        if right {
+            return;
+        }
+        let error = self.mismatch(blob.digest());
+        tracing::error!(%error, "its manifest names chunks that are not the blob's");
+        self.stats().add(Counter::RejectedObjects, 1);
+        blob.set_wrong();
+        self.lies
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(key(blob.digest(), blob.manifest()));
+        self.memory
+            .blobs
+            .invalidate(&(blob.digest(), blob.manifest().size()));
+        // Nobody may be listening.
+        let _ = self.wrong.send(blob.digest());
+    }
+
+    /// Whether a manifest was found to lie about its blob.
+    pub(super) fn is_lie(&self, blob: Digest, manifest: &Manifest) -> bool {
+        self.lies
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .contains(&key(blob, manifest))
+    }
+}
+
+fn key(blob: Digest, manifest: &Manifest) -> (Digest, Digest) {
+    (blob, Digest::of(&proto::encode_manifest(manifest)))
+}
