@@ -14,7 +14,7 @@ use std::{
     os::unix::fs::{PermissionsExt, symlink},
     path::Path,
     process::{Command, Stdio},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use support::{Scratch, detach, eventually, is_mounted, tree, within};
@@ -600,7 +600,6 @@ fn mounting_costs_the_same_however_full_the_cache_is() {
     let mount = scratch.mount([&digest]);
     tree::assert_equal(&scratch.path("source"), &mount.path);
     mount.stop();
-    let started = Instant::now();
     let mount = scratch.mount([&digest]);
     let fds = fs::read_dir(format!("/proc/{}/fd", mount.child.id())).unwrap();
     let data = scratch.path("cache/data");
@@ -610,6 +609,5 @@ fn mounting_costs_the_same_however_full_the_cache_is() {
         .filter(|target| target.starts_with(&data))
         .count();
     assert_eq!(open_data, 0);
-    assert!(started.elapsed() < support::DEADLINE);
     mount.stop();
 }
