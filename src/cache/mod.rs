@@ -6,7 +6,7 @@
 //! - `memory`: the memory tier and its budget
 //! - `index`: `SQLite` and its schema
 //! - `data_file`, `open_files`, `stamp`: mapped files, and which of their bytes are known to be right
-//! - `writer`: the one thread that writes; `placing` finds places for chunks, `space` makes room, `rows` is all else
+//! - `writer`: the one thread that writes; `upkeep` is what it does besides; `placing` finds places for chunks, `space` makes room, `rows` is all else
 //! - `blob`: a blob's manifest and where its chunks lie
 //! - `flights`: one task per missing object, whatever the number of its waiters
 //! - `fetch`, `closure`: bringing and verifying what is missing
@@ -31,6 +31,7 @@ mod space;
 mod stamp;
 mod stats;
 mod store;
+mod upkeep;
 mod whole;
 mod writer;
 

@@ -23,8 +23,6 @@ use crate::model::Digest;
 const COMMIT_AFTER: Duration = Duration::from_millis(500);
 /// … or this many bytes.
 const COMMIT_BYTES: u64 = 64 << 20;
-/// Counters and last uses are stored this often.
-const HOUSEKEEPING: Duration = Duration::from_secs(5);
 /// After the disk failed or was full, nothing is written for this time.
 const PAUSE: Duration = Duration::from_secs(5);
 /// Commands that are looked at together.
@@ -35,33 +33,33 @@ const MAX_BATCH: usize = 512;
 /// A chunk passes three points: its room is reserved in the index (which may evict), its bytes are written and can be
 /// read from the mapping by this process, and after a sync a row of the index names it.
 pub(super) struct Writer {
-    store: Arc<Store>,
-    connection: Connection,
+    pub(super) store: Arc<Store>,
+    pub(super) connection: Connection,
     /// The segment that this process appends to. It holds the lock of the file.
-    segment: Option<Segment>,
+    pub(super) segment: Option<Segment>,
     /// Blob files that this process writes to, locked, until the next commit.
-    blob_files: HashMap<Digest, OpenForWriting>,
+    pub(super) blob_files: HashMap<Digest, OpenForWriting>,
     /// Written, not committed.
-    uncommitted: Vec<(Digest, Location, u64)>,
+    pub(super) uncommitted: Vec<(Digest, Location, u64)>,
     uncommitted_bytes: u64,
     oldest: Option<Instant>,
     /// Files that were written to since the last commit.
-    unsynced: HashMap<u64, Arc<DataFile>>,
+    pub(super) unsynced: HashMap<u64, Arc<DataFile>>,
     new_files: bool,
-    counted: Vec<u64>,
+    pub(super) counted: Vec<u64>,
     paused_until: Option<Instant>,
-    housekeeping_at: Instant,
+    pub(super) housekeeping_at: Instant,
 }
 
-struct Segment {
-    number: u64,
+pub(super) struct Segment {
+    pub(super) number: u64,
     length: u64,
     open: OpenForWriting,
 }
 
 /// A file, and the lock on it: at most one process writes to a data file at a time.
-struct OpenForWriting {
-    file: Arc<DataFile>,
+pub(super) struct OpenForWriting {
+    pub(super) file: Arc<DataFile>,
     _lock: File,
 }
 
@@ -511,128 +509,6 @@ impl Writer {
         }
         for (digest, ..) in uncommitted {
             self.store.remove_pending(digest);
-        }
-    }
-
-    fn housekeeping(&mut self) {
-        self.housekeeping_at = Instant::now() + HOUSEKEEPING;
-        let store = Arc::clone(&self.store);
-        let counted = &mut self.counted;
-        let result = store.index.write(&mut self.connection, |connection| {
-            index::add_counters(connection, &store.stats, counted)?;
-            space::touch(connection, &store.files.uses())?;
-            // Space that others have taken is no reason to give up what is there: this may be a passing command.
-            let room = Room::now(&store, connection)?.of_quota_alone();
-            if index::used_bytes(connection)? > room.quota / 2 {
-                // All of it can be fetched again, and chunks are worth more.
-                connection.execute_batch("DELETE FROM directories; DELETE FROM blobs;")?;
-            }
-            // The quota may have been lowered, and what else is in the directory may be more than all of it.
-            match space::make_room(connection, &room, 0, Vec::new)? {
-                Some(victims) => Ok(victims),
-                None => space::evict_all(connection),
-            }
-        });
-        match result {
-            Ok(victims) => self.remove(&victims),
-            Err(error) => tracing::warn!(%error, "the housekeeping of the cache failed"),
-        }
-        if let Err(error) = index::vacuum(&self.connection) {
-            tracing::debug!(%error, "the index was not shrunk");
-        }
-        // What another process has evicted takes up room for as long as it is open here.
-        store.files.close_unlinked();
-    }
-
-    /// Writes no more to a file.
-    fn let_go(&mut self, number: u64) {
-        if self.segment.as_ref().is_some_and(|s| s.number == number) {
-            self.segment = None;
-        }
-        self.blob_files
-            .retain(|_, open| open.file.number() != number);
-    }
-
-    /// Unlinks files whose rows are gone.
-    fn remove(&mut self, victims: &[Victim]) {
-        for victim in victims {
-            self.let_go(victim.number);
-            self.store.files.remove(victim.number);
-            self.store.stats.add(Counter::EvictedBytes, victim.bytes);
-            self.unlink(victim.number);
-        }
-        // What was written to them and not committed must not be found any more.
-        let gone: HashSet<u64> = victims.iter().map(|victim| victim.number).collect();
-        let store = &self.store;
-        self.uncommitted.retain(|(digest, location, _)| {
-            let there = !gone.contains(&location.file);
-            if !there {
-                store.remove_pending(*digest);
-            }
-            there
-        });
-        self.unsynced.retain(|number, _| !gone.contains(number));
-    }
-
-    fn unlink(&self, number: u64) {
-        let path = self.store.files.path(number);
-        match std::fs::remove_file(&path) {
-            Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => tracing::warn!(?path, %error, "cannot be removed"),
-        }
-    }
-
-    /// Removes data files that no row names: what a crash between the two left behind.
-    fn remove_orphans(&self) {
-        let names = std::fs::read_dir(self.store.files.dir());
-        for entry in names.into_iter().flatten().flatten() {
-            let name = entry.file_name();
-            let number = name
-                .to_str()
-                .and_then(|name| u64::from_str_radix(name, 16).ok());
-            // A row is always there before its file, so a file that was listed and has none is nobody's.
-            if let Some(number) = number
-                && matches!(index::file(&self.connection, number), Ok(None))
-            {
-                tracing::info!(path = ?entry.path(), "removing a data file that nothing names");
-                self.unlink(number);
-            }
-        }
-    }
-
-    /// Stores the stamp of a file all of whose chunks have been verified.
-    fn note_verified(&mut self, file: &Arc<DataFile>) {
-        if !file.may_be_whole() {
-            return;
-        }
-        let number = file.number();
-        let result = self.store.index.write(&mut self.connection, |connection| {
-            if file.trust_whole(&index::chunks_in(connection, number)?) {
-                connection
-                    .prepare_cached("UPDATE files SET stamp = ? WHERE number = ?")?
-                    .execute(params![file.stamp(), index::signed(number)?])?;
-            }
-            Ok(())
-        });
-        if let Err(error) = result {
-            tracing::debug!(%error, "a stamp could not be stored");
-        }
-    }
-
-    /// Forgets a row whose file is missing or has the wrong length.
-    fn remove_broken(&mut self, number: u64) {
-        let path = self.store.files.path(number);
-        tracing::warn!(
-            ?path,
-            "the data file is missing or damaged; its chunks will be fetched again"
-        );
-        let result = self.store.index.write(&mut self.connection, |connection| {
-            space::delete_file(connection, number)
-        });
-        match result {
-            Ok(()) => self.remove(&[Victim { number, bytes: 0 }]),
-            Err(error) => tracing::warn!(%error, "not written to the index"),
         }
     }
 

@@ -1,0 +1,142 @@
+use std::{
+    collections::HashSet,
+    io,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use rusqlite::params;
+
+use super::{
+    Counter, DataFile, index,
+    space::{self, Room, Victim},
+    writer::Writer,
+};
+
+/// Counters and last uses are stored this often.
+const HOUSEKEEPING: Duration = Duration::from_secs(5);
+
+// What the writer does beside writing: keeping the quota, and the index in step with the files.
+impl Writer {
+    pub(super) fn housekeeping(&mut self) {
+        self.housekeeping_at = Instant::now() + HOUSEKEEPING;
+        let store = Arc::clone(&self.store);
+        let counted = &mut self.counted;
+        let result = store.index.write(&mut self.connection, |connection| {
+            index::add_counters(connection, &store.stats, counted)?;
+            space::touch(connection, &store.files.uses())?;
+            // Space that others have taken is no reason to give up what is there: this may be a passing command.
+            let room = Room::now(&store, connection)?.of_quota_alone();
+            if index::used_bytes(connection)? > room.quota / 2 {
+                // All of it can be fetched again, and chunks are worth more.
+                connection.execute_batch("DELETE FROM directories; DELETE FROM blobs;")?;
+            }
+            // The quota may have been lowered, and what else is in the directory may be more than all of it.
+            match space::make_room(connection, &room, 0, Vec::new)? {
+                Some(victims) => Ok(victims),
+                None => space::evict_all(connection),
+            }
+        });
+        match result {
+            Ok(victims) => self.remove(&victims),
+            Err(error) => tracing::warn!(%error, "the housekeeping of the cache failed"),
+        }
+        if let Err(error) = index::vacuum(&self.connection) {
+            tracing::debug!(%error, "the index was not shrunk");
+        }
+        // What another process has evicted takes up room for as long as it is open here.
+        store.files.close_unlinked();
+    }
+
+    /// Writes no more to a file.
+    pub(super) fn let_go(&mut self, number: u64) {
+        if self.segment.as_ref().is_some_and(|s| s.number == number) {
+            self.segment = None;
+        }
+        self.blob_files
+            .retain(|_, open| open.file.number() != number);
+    }
+
+    /// Unlinks files whose rows are gone.
+    pub(super) fn remove(&mut self, victims: &[Victim]) {
+        for victim in victims {
+            self.let_go(victim.number);
+            self.store.files.remove(victim.number);
+            self.store.stats.add(Counter::EvictedBytes, victim.bytes);
+            self.unlink(victim.number);
+        }
+        // What was written to them and not committed must not be found any more.
+        let gone: HashSet<u64> = victims.iter().map(|victim| victim.number).collect();
+        let store = &self.store;
+        self.uncommitted.retain(|(digest, location, _)| {
+            let there = !gone.contains(&location.file);
+            if !there {
+                store.remove_pending(*digest);
+            }
+            there
+        });
+        self.unsynced.retain(|number, _| !gone.contains(number));
+    }
+
+    fn unlink(&self, number: u64) {
+        let path = self.store.files.path(number);
+        match std::fs::remove_file(&path) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => tracing::warn!(?path, %error, "cannot be removed"),
+        }
+    }
+
+    /// Removes data files that no row names: what a crash between the two left behind.
+    pub(super) fn remove_orphans(&self) {
+        let names = std::fs::read_dir(self.store.files.dir());
+        for entry in names.into_iter().flatten().flatten() {
+            let name = entry.file_name();
+            let number = name
+                .to_str()
+                .and_then(|name| u64::from_str_radix(name, 16).ok());
+            // A row is always there before its file, so a file that was listed and has none is nobody's.
+            if let Some(number) = number
+                && matches!(index::file(&self.connection, number), Ok(None))
+            {
+                tracing::info!(path = ?entry.path(), "removing a data file that nothing names");
+                self.unlink(number);
+            }
+        }
+    }
+
+    /// Stores the stamp of a file all of whose chunks have been verified.
+    pub(super) fn note_verified(&mut self, file: &Arc<DataFile>) {
+        if !file.may_be_whole() {
+            return;
+        }
+        let number = file.number();
+        let result = self.store.index.write(&mut self.connection, |connection| {
+            if file.trust_whole(&index::chunks_in(connection, number)?) {
+                connection
+                    .prepare_cached("UPDATE files SET stamp = ? WHERE number = ?")?
+                    .execute(params![file.stamp(), index::signed(number)?])?;
+            }
+            Ok(())
+        });
+        if let Err(error) = result {
+            tracing::debug!(%error, "a stamp could not be stored");
+        }
+    }
+
+    /// Forgets a row whose file is missing or has the wrong length.
+    pub(super) fn remove_broken(&mut self, number: u64) {
+        let path = self.store.files.path(number);
+        tracing::warn!(
+            ?path,
+            "the data file is missing or damaged; its chunks will be fetched again"
+        );
+        let result = self.store.index.write(&mut self.connection, |connection| {
+            space::delete_file(connection, number)
+        });
+        match result {
+            Ok(()) => self.remove(&[Victim { number, bytes: 0 }]),
+            Err(error) => tracing::warn!(%error, "not written to the index"),
+        }
+    }
+}
