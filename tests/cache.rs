@@ -26,8 +26,10 @@ use bytes::Bytes;
 use castore::{
     cache::{Blob, Cache, CacheError, ChunkData, Config, Counter, Quota, Slice},
     import::{self, Options, Progress},
-    model::{Digest, Manifest, Name, Node, SizeRule},
-    remote::{self, Chain, Closure, Object, Remote, RemoteError},
+    model::{Digest, Manifest, Name, Node, OutputHash, SizeRule},
+    remote::{
+        self, Chain, Closure, Fault, Object, PathInfo, Pieces, Policy, Remote, RemoteError, Urgency,
+    },
 };
 use support::{Scratch, tree};
 
@@ -47,7 +49,7 @@ struct Unruly {
 impl Unruly {
     fn new(scratch: &Scratch, delay: Duration) -> Arc<Self> {
         Arc::new(Self {
-            inner: remote::open(&scratch.remote()).unwrap(),
+            inner: opened(&scratch.remote()),
             chunks: AtomicU64::new(0),
             closures: AtomicU64::new(0),
             delay,
@@ -62,6 +64,7 @@ impl Unruly {
             return Err(RemoteError::Read {
                 remote: self.address().into(),
                 object: Object::Store,
+                fault: Fault::Unavailable,
                 cause: Arc::new(std::io::Error::other("away")),
             });
         }
@@ -75,21 +78,31 @@ impl Remote for Unruly {
         "unruly"
     }
 
-    async fn manifest(&self, blob: Digest, size: u64) -> Result<Manifest, RemoteError> {
+    async fn manifest(&self, blob: Digest) -> Result<Option<Manifest>, RemoteError> {
         self.pass().await?;
-        self.inner.manifest(blob, size).await
+        self.inner.manifest(blob).await
     }
 
-    async fn chunk(&self, chunk: Digest, size: u64) -> Result<Bytes, RemoteError> {
+    async fn chunk(
+        &self,
+        chunk: Digest,
+        size: Option<u64>,
+        urgency: &Urgency,
+    ) -> Result<Bytes, RemoteError> {
         self.chunks.fetch_add(1, Ordering::SeqCst);
         self.pass().await?;
-        let bytes = self.inner.chunk(chunk, size).await?;
+        let bytes = self.inner.chunk(chunk, size, urgency).await?;
         if self.wrong_bytes.load(Ordering::SeqCst) {
             let mut wrong = bytes.to_vec();
             wrong[0] ^= 1;
             return Ok(wrong.into());
         }
         Ok(bytes)
+    }
+
+    async fn pieces(&self, blob: Digest, size: Option<u64>) -> Result<Pieces, RemoteError> {
+        self.pass().await?;
+        self.inner.pieces(blob, size).await
     }
 
     async fn closure(&self, root: Digest) -> Result<Closure, RemoteError> {
@@ -106,6 +119,30 @@ impl Remote for Unruly {
     async fn roots(&self) -> Result<Vec<(Name, Node)>, RemoteError> {
         self.inner.roots().await
     }
+
+    async fn path_info(&self, hash: OutputHash) -> Result<PathInfo, RemoteError> {
+        self.inner.path_info(hash).await
+    }
+
+    async fn path_infos(&self) -> Result<Vec<PathInfo>, RemoteError> {
+        self.inner.path_infos().await
+    }
+}
+
+/// Soon out of patience: these tests are about what comes after.
+fn policy() -> Policy {
+    Policy {
+        timeout: Duration::from_millis(500),
+        ..Policy::default()
+    }
+}
+
+fn opened(address: &str) -> Arc<dyn Remote> {
+    remote::open(address, &policy()).unwrap().remove(0)
+}
+
+fn chain_of(remote: Arc<dyn Remote>) -> Chain {
+    Chain::new(vec![remote], policy())
 }
 
 fn config(dir: PathBuf, size: u64) -> Config {
@@ -122,7 +159,7 @@ fn open(scratch: &Scratch, remote: &Arc<Unruly>) -> Arc<Cache> {
 }
 
 fn open_sized(scratch: &Scratch, remote: &Arc<Unruly>, size: u64) -> Arc<Cache> {
-    let chain = Chain::new(vec![Arc::clone(remote) as Arc<dyn Remote>]);
+    let chain = chain_of(Arc::clone(remote) as Arc<dyn Remote>);
     Cache::open(&config(scratch.path("cache"), size), chain).unwrap()
 }
 
@@ -131,7 +168,7 @@ async fn imported(scratch: &Scratch, make: impl Fn(&Path)) -> Digest {
     let source = scratch.path("source");
     fs::create_dir_all(&source).unwrap();
     make(&source);
-    let publish = remote::open_for_writing(&scratch.remote()).unwrap();
+    let publish = remote::open_for_writing(&scratch.remote(), &policy()).unwrap();
     let progress = Arc::new(Progress::default());
     let imported = import::import_path(publish, &source, Options::default(), progress);
     match imported.await.unwrap().root {
@@ -434,7 +471,7 @@ async fn the_quota_holds() {
         size: None,
         ..config(scratch.path("cache"), 0)
     };
-    let chain = Chain::new(vec![Arc::clone(&remote) as Arc<dyn Remote>]);
+    let chain = chain_of(Arc::clone(&remote) as Arc<dyn Remote>);
     let cache = Cache::open(&unsaid, chain).unwrap();
     assert_eq!(cache.usage().unwrap().0.quota_bytes, 16 * MIB);
     cache.close();
@@ -501,7 +538,7 @@ async fn without_room_it_reads_without_caching() {
         min_free: Quota::Bytes(1 << 60),
         ..config(scratch.path("cache"), 1 << 30)
     };
-    let chain = Chain::new(vec![Arc::clone(&remote) as Arc<dyn Remote>]);
+    let chain = chain_of(Arc::clone(&remote) as Arc<dyn Remote>);
     let cache = Cache::open(&full, chain).unwrap();
     let content = tree::noise(1, 3_000_000);
     for _ in 0..3 {
@@ -823,7 +860,7 @@ async fn names_of_one_remote_are_not_those_of_another() {
         digest: root,
         size: 1,
     };
-    let publish = remote::open_for_writing(&scratch.remote()).unwrap();
+    let publish = remote::open_for_writing(&scratch.remote(), &policy()).unwrap();
     publish.put_root(&name, &node).await.unwrap();
     let remote = Unruly::new(&scratch, Duration::ZERO);
     let cache = open(&scratch, &remote);
@@ -835,8 +872,7 @@ async fn names_of_one_remote_are_not_those_of_another() {
     let cache = open(&scratch, &remote);
     assert_eq!(cache.root(&name).await.unwrap(), node);
     cache.close();
-    let elsewhere = remote::open("objectstore+file:///does/not/exist").unwrap();
-    let chain = Chain::new(vec![elsewhere]);
+    let chain = chain_of(opened("objectstore+file:///does/not/exist"));
     let cache = Cache::open(&config(scratch.path("cache"), 1 << 30), chain).unwrap();
     assert!(cache.root(&name).await.is_err());
     cache.close();
@@ -853,7 +889,7 @@ fn many_first_opens_at_once() {
             .map(|_| {
                 let (dir, address) = (dir.clone(), scratch.remote());
                 std::thread::spawn(move || {
-                    let chain = Chain::new(vec![remote::open(&address).unwrap()]);
+                    let chain = chain_of(opened(&address));
                     Cache::open(&config(dir, 1 << 30), chain).map(|cache| cache.close())
                 })
             })

@@ -20,8 +20,8 @@ use super::{
     writer::Writer,
 };
 use crate::{
-    model::{ChunkSlice, Digest, Directory},
-    remote::{Chain, Remote},
+    model::{ChunkSlice, Digest, Directory, Manifest},
+    remote::{Chain, RemoteStatus},
 };
 
 /// A blob up to this size, in bytes, is looked up in the index by the thread that answers the reader: a few rows are read
@@ -32,16 +32,20 @@ const LOOKED_UP_HERE: u64 = 16 << 20;
 pub struct Cache {
     pub(super) store: Arc<Store>,
     pub(super) memory: Memory,
-    pub(super) remote: Arc<Chain>,
+    pub(super) remote: Chain,
     pub(super) commands: mpsc::Sender<Command>,
     /// By digest and size, as are blobs: a manifest that lies about a size must not concern one that does not.
     pub(super) chunks: Flights<(Digest, u64), ChunkData>,
     pub(super) blobs: Flights<(Digest, u64), Arc<Blob>>,
+    /// Blobs on their way that their remote does not cut.
+    pub(super) streams: Flights<(Digest, u64), Manifest>,
     /// Closures on their way, by their root. The lock is held for a map operation only.
     pub(super) closures: Mutex<HashMap<Digest, Arc<ClosureFlight>>>,
     stats: Arc<Stats>,
     /// Manifests that lie, by blob and by the digest of their encoding. The lock is held for a set operation only.
     pub(super) lies: Mutex<HashSet<(Digest, Digest)>>,
+    /// What was not there offline and was told of. The lock is held for a set operation only.
+    pub(super) told: Mutex<HashSet<Digest>>,
     /// Blobs whose manifest was found to lie.
     pub(super) wrong: broadcast::Sender<Digest>,
     pub(super) writer: Mutex<Option<JoinHandle<()>>>,
@@ -74,12 +78,14 @@ impl Cache {
         Ok(Arc::new(Self {
             store,
             memory: Memory::new(config.memory),
-            remote: Arc::new(remote),
+            remote,
             commands,
             chunks: Flights::default(),
             blobs: Flights::default(),
             closures: Mutex::default(),
             lies: Mutex::default(),
+            told: Mutex::default(),
+            streams: Flights::default(),
             wrong: broadcast::channel(64).0,
             stats,
             writer: Mutex::new(Some(writer)),
@@ -107,6 +113,12 @@ impl Cache {
     #[must_use]
     pub fn remote_address(&self) -> &str {
         self.remote.address()
+    }
+
+    /// The state of each remote.
+    #[must_use]
+    pub fn remote_status(&self) -> Vec<RemoteStatus> {
+        self.remote.status()
     }
 
     #[must_use]

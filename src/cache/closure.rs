@@ -11,7 +11,6 @@ use super::{Cache, CacheError, Counter, index, store::Command};
 use crate::{
     model::{Digest, Directory, Node},
     proto,
-    remote::Remote,
 };
 
 /// Encoded directories that are written to the index at once, in bytes.
@@ -151,7 +150,10 @@ impl Cache {
         flight: &ClosureFlight,
     ) -> Result<(), CacheError> {
         let remote = || self.remote.address().to_owned();
-        let mut records = self.remote.closure(root).await?;
+        let mut records = match self.remote.closure(root).await {
+            Ok(records) => records,
+            Err(error) => return Err(self.failed(root, error)),
+        };
         // Only what something before it refers to may come.
         let mut expected = HashSet::from([root]);
         let mut seen = HashSet::new();

@@ -2,7 +2,7 @@ use std::sync::{Arc, PoisonError};
 
 use bytes::{Bytes, BytesMut};
 use rusqlite::Connection;
-use tokio::sync::oneshot;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use super::{
     Blob, Cache, CacheError, ChunkData, Counter, DataFile, Usage,
@@ -10,10 +10,11 @@ use super::{
     data_file::Trust,
     index::{self, Location},
     store::{Command, NewChunk, Pending},
+    stream_in::STREAMED,
 };
 use crate::{
-    model::{Digest, Manifest, Name, Node},
-    remote::{Remote, RemoteError},
+    model::{Digest, Manifest},
+    remote::{RemoteError, Urgency},
 };
 
 impl Cache {
@@ -29,7 +30,7 @@ impl Cache {
         if let Some(blob) = self.blob_at_hand(digest, size) {
             return Ok(blob);
         }
-        let task = || {
+        let task = |_| {
             let cache = Arc::clone(self);
             async move {
                 let blob = Arc::new(cache.find_blob(digest, size).await?);
@@ -38,7 +39,7 @@ impl Cache {
                 Ok(blob)
             }
         };
-        self.blobs.join((digest, size), task).await
+        self.blobs.join((digest, size), true, task).await
     }
 
     /// A chunk's bytes, verified.
@@ -50,78 +51,37 @@ impl Cache {
         blob: &Arc<Blob>,
         position: usize,
     ) -> Result<ChunkData, CacheError> {
+        self.chunk_for(blob, position, true).await
+    }
+
+    /// Brings a chunk that no reader waits for yet.
+    ///
+    /// # Errors
+    /// As [`Cache::chunk`].
+    pub async fn prefetch(
+        self: &Arc<Self>,
+        blob: &Arc<Blob>,
+        position: usize,
+    ) -> Result<(), CacheError> {
+        self.chunk_for(blob, position, false).await.map(drop)
+    }
+
+    async fn chunk_for(
+        self: &Arc<Self>,
+        blob: &Arc<Blob>,
+        position: usize,
+        is_reader: bool,
+    ) -> Result<ChunkData, CacheError> {
         let chunk = blob.chunk(position).ok_or(CacheError::Aborted)?;
         let key = (chunk.digest, chunk.size);
-        let task = || {
+        let task = |urgency| {
             let (cache, blob) = (Arc::clone(self), Arc::clone(blob));
-            async move { cache.find_chunk(&blob, position).await }
+            async move { cache.find_chunk(&blob, position, &urgency).await }
         };
-        let data = self.chunks.join(key, task).await?;
+        let data = self.chunks.join(key, is_reader, task).await?;
         blob.note_seen(position);
         self.verify_whole(blob);
         Ok(data)
-    }
-
-    /// The node that a name stands for: as the remote says, or where no remote answers, as it said last.
-    ///
-    /// # Errors
-    /// When there is no such name, or no remote answers and the name was never asked for.
-    pub async fn root(self: &Arc<Self>, name: &Name) -> Result<Node, CacheError> {
-        match self.remote.root(name).await {
-            Ok(node) => {
-                self.send(Command::Name(
-                    self.remote_name(),
-                    name.clone(),
-                    node.clone(),
-                ));
-                Ok(node)
-            }
-            Err(error @ RemoteError::NotFound { .. }) => {
-                self.send(Command::ForgetName(self.remote_name(), name.clone()));
-                Err(error.into())
-            }
-            Err(error) => {
-                let (remote, wanted) = (self.remote_name(), name.clone());
-                let known = self.query(move |connection| index::name(connection, &remote, &wanted));
-                match known.await? {
-                    Some(node) => {
-                        tracing::info!(%name, %error, "the name is taken from the cache");
-                        Ok(node)
-                    }
-                    None => Err(error.into()),
-                }
-            }
-        }
-    }
-
-    /// All names, as [`Cache::root`] says of one.
-    ///
-    /// # Errors
-    /// When no remote answers and no name is known.
-    pub async fn roots(self: &Arc<Self>) -> Result<Vec<(Name, Node)>, CacheError> {
-        match self.remote.roots().await {
-            Ok(roots) => {
-                for (name, node) in &roots {
-                    self.send(Command::Name(
-                        self.remote_name(),
-                        name.clone(),
-                        node.clone(),
-                    ));
-                }
-                Ok(roots)
-            }
-            Err(error) => {
-                let remote = self.remote_name();
-                let known = self
-                    .query(move |connection| index::names(connection, &remote))
-                    .await?;
-                if known.is_empty() {
-                    return Err(error.into());
-                }
-                tracing::info!(%error, "the names are taken from the cache");
-                Ok(known)
-            }
-        }
     }
 
     /// How many bytes of a blob are on disk. Asks no remote.
@@ -199,10 +159,6 @@ impl Cache {
         }
     }
 
-    fn remote_name(&self) -> Arc<str> {
-        self.remote.address().into()
-    }
-
     pub(super) fn send(&self, command: Command) {
         // It fails only after `close`, when nothing is written any more.
         let _ = self.commands.send(command);
@@ -229,13 +185,19 @@ impl Cache {
         if let Some(blob) = known {
             return Ok(blob);
         }
-        let manifest = self.remote.manifest(digest, size).await?;
-        if self.is_lie(digest, &manifest) {
-            return Err(self.mismatch(digest));
-        }
-        if !manifest.is_whole(digest) {
-            self.send(Command::Manifest(digest, manifest.clone()));
-        }
+        let manifest = match self.remote.manifest(digest, Some(size)).await {
+            Ok(Some(manifest)) => {
+                self.keep_manifest(digest, &manifest)?;
+                manifest
+            }
+            Ok(None) if size > STREAMED => {
+                let (manifest, _) = self.stream_in(digest, size, None).await?;
+                let places = vec![None; manifest.chunks().len()];
+                return Ok(Blob::new(digest, manifest, places).verified());
+            }
+            Ok(None) => Manifest::whole(digest, size),
+            Err(error) => return Err(self.failed(digest, error)),
+        };
         let wanted = manifest.clone();
         let places = self
             .query(move |connection| places(connection, &wanted))
@@ -247,6 +209,7 @@ impl Cache {
         self: &Arc<Self>,
         blob: &Arc<Blob>,
         position: usize,
+        urgency: &Urgency,
     ) -> Result<ChunkData, CacheError> {
         let chunk = *blob.chunk(position).ok_or(CacheError::Aborted)?;
         if let Some(bytes) = self.memory.chunks.get(&chunk.digest)
@@ -263,24 +226,64 @@ impl Cache {
         }
         let permit = self.memory.reserve(chunk.size).await;
         self.stats().add(Counter::Misses, 1);
-        let bytes = match self.remote.chunk(chunk.digest, chunk.size).await {
-            Err(error) if error.is_not_found() && chunk.digest == blob.digest() => {
-                self.assemble(chunk.digest, chunk.size, error).await?
+        let size = Some(chunk.size);
+        let bytes = match self.remote.chunk(chunk.digest, size, urgency).await {
+            Ok(bytes) => bytes,
+            Err(error) if error.is_not_found() => {
+                drop(permit);
+                return self.find_elsewhere(blob, position, error).await;
             }
-            bytes => bytes.inspect_err(|error| self.count_rejected(error))?,
+            Err(error) => return Err(self.failed(chunk.digest, error)),
         };
+        Ok(self.take_in(blob, position, chunk.digest, bytes, permit))
+    }
+
+    /// Puts verified bytes into both tiers.
+    pub(super) fn take_in(
+        &self,
+        blob: &Arc<Blob>,
+        position: usize,
+        digest: Digest,
+        bytes: Bytes,
+        permit: Option<OwnedSemaphorePermit>,
+    ) -> ChunkData {
         self.stats().add(Counter::FetchedBytes, bytes.len() as u64);
-        self.memory.chunks.insert(chunk.digest, bytes.clone());
+        self.memory.chunks.insert(digest, bytes.clone());
         self.store
-            .set_pending(chunk.digest, Pending::Queued(bytes.clone()));
+            .set_pending(digest, Pending::Queued(bytes.clone()));
         self.send(Command::Chunk(NewChunk {
-            digest: chunk.digest,
+            digest,
             bytes: bytes.clone(),
             blob: Arc::clone(blob),
             position,
             _permit: permit,
         }));
-        Ok(ChunkData::Memory(bytes))
+        ChunkData::Memory(bytes)
+    }
+
+    /// A chunk that no remote has under its digest.
+    async fn find_elsewhere(
+        self: &Arc<Self>,
+        blob: &Arc<Blob>,
+        position: usize,
+        not_found: RemoteError,
+    ) -> Result<ChunkData, CacheError> {
+        let chunk = *blob.chunk(position).ok_or(CacheError::Aborted)?;
+        if chunk.digest == blob.digest() {
+            let permit = self.memory.reserve(chunk.size).await;
+            let bytes = self.assemble(chunk.digest, chunk.size, not_found).await?;
+            return Ok(self.take_in(blob, position, chunk.digest, bytes, permit));
+        }
+        // A blob that was cut here, because the remote does not cut blobs, and of which a part was evicted since.
+        let size = blob.manifest().size();
+        match self.remote.manifest(blob.digest(), Some(size)).await {
+            Ok(None) => {}
+            Ok(Some(_)) => return Err(not_found.into()),
+            Err(error) => return Err(self.failed(blob.digest(), error)),
+        }
+        let wanted = Some(chunk.digest);
+        let (_, found) = self.stream_in(blob.digest(), size, wanted).await?;
+        found.map(ChunkData::Memory).ok_or_else(|| not_found.into())
     }
 
     /// A small blob that the remote has split all the same: its chunks, joined.
@@ -293,14 +296,18 @@ impl Cache {
         if size > ONE_CHUNK {
             return Err(not_found.into());
         }
-        let manifest = self.remote.manifest(digest, size).await?;
-        if manifest.chunks().len() < 2 {
-            return Err(not_found.into());
-        }
+        let manifest = match self.remote.manifest(digest, Some(size)).await {
+            Ok(Some(manifest)) if manifest.chunks().len() > 1 => manifest,
+            Ok(_) => return Err(not_found.into()),
+            Err(error) => return Err(self.failed(digest, error)),
+        };
         let mut joined = BytesMut::new();
         for chunk in manifest.chunks() {
-            let bytes = self.remote.chunk(chunk.digest, chunk.size).await;
-            joined.extend_from_slice(&bytes.inspect_err(|error| self.count_rejected(error))?);
+            let bytes = self
+                .remote
+                .chunk(chunk.digest, Some(chunk.size), &Urgency::reader())
+                .await;
+            joined.extend_from_slice(&bytes.map_err(|error| self.failed(chunk.digest, error))?);
         }
         if Digest::of(&joined) != digest {
             self.stats().add(Counter::RejectedObjects, 1);
@@ -309,10 +316,40 @@ impl Cache {
         Ok(joined.freeze())
     }
 
-    fn count_rejected(&self, error: &RemoteError) {
-        if matches!(error, RemoteError::Corrupt { .. }) {
-            self.stats().add(Counter::RejectedObjects, 1);
+    /// Notes a manifest, unless it is known to lie.
+    pub(super) fn keep_manifest(
+        &self,
+        blob: Digest,
+        manifest: &Manifest,
+    ) -> Result<(), CacheError> {
+        if self.is_lie(blob, manifest) {
+            return Err(self.mismatch(blob));
         }
+        if !manifest.is_whole(blob) {
+            self.send(Command::Manifest(blob, manifest.clone()));
+        }
+        Ok(())
+    }
+
+    /// Counts what a person may want to know of a failure.
+    pub(super) fn failed(&self, digest: Digest, error: RemoteError) -> CacheError {
+        match &error {
+            RemoteError::Corrupt { .. } => self.stats().add(Counter::RejectedObjects, 1),
+            RemoteError::Offline { .. } => {
+                self.stats().add(Counter::OfflineMisses, 1);
+                let new = self
+                    .told
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .insert(digest);
+                if new {
+                    tracing::warn!(%digest, "not in the cache, and --offline asks no remote");
+                }
+            }
+            RemoteError::NotFound { .. } | RemoteError::Read { .. } | RemoteError::Write { .. } => {
+            }
+        }
+        error.into()
     }
 
     /// A chunk from the writer's queue or from a data file; verified where that has not been done under the file's

@@ -9,12 +9,16 @@ use rusqlite::{Connection, OptionalExtension, TransactionBehavior, params};
 
 use super::{CacheError, Stats, Usage};
 use crate::{
-    model::{Digest, Manifest, Name, Node},
+    model::{Digest, Manifest, Name, Node, OutputHash, StorePath},
     proto,
+    remote::PathInfo,
 };
 
 /// Applied in order; the number of those applied is the schema version (`user_version`).
-const MIGRATIONS: [&str; 1] = [include_str!("../../migrations/0001-first.sql")];
+const MIGRATIONS: [&str; 2] = [
+    include_str!("../../migrations/0001-first.sql"),
+    include_str!("../../migrations/0002-path-infos.sql"),
+];
 /// How long a process waits for another one's transaction.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(20);
 /// Connections that are kept for the next reader.
@@ -368,15 +372,21 @@ pub(super) fn insert_directory(
     Ok(())
 }
 
-/// What a name stood for at a remote.
+/// What a name stood for at a remote, or where `anywhere`, at another one.
 pub(super) fn name(
     connection: &Connection,
     remote: &str,
     name: &Name,
+    anywhere: bool,
 ) -> rusqlite::Result<Option<Node>> {
     let bytes: Option<Vec<u8>> = connection
-        .prepare_cached("SELECT node FROM names WHERE remote = ? AND name = ?")?
-        .query_row(params![remote, &name.as_bytes()[..]], |row| row.get(0))
+        .prepare_cached(
+            "SELECT node FROM names WHERE name = ?2 AND (remote = ?1 OR ?3) \
+             ORDER BY remote = ?1 DESC LIMIT 1",
+        )?
+        .query_row(params![remote, &name.as_bytes()[..], anywhere], |row| {
+            row.get(0)
+        })
         .optional()?;
     Ok(bytes.and_then(node_from).map(|(_, node)| node))
 }
@@ -387,6 +397,52 @@ pub(super) fn names(connection: &Connection, remote: &str) -> rusqlite::Result<V
         .query_map([remote], |row| row.get(0))?
         .filter_map(|bytes| bytes.map(node_from).transpose())
         .collect()
+}
+
+/// Sorted by output hash.
+pub(super) fn path_infos(connection: &Connection) -> rusqlite::Result<Vec<PathInfo>> {
+    connection
+        .prepare_cached("SELECT node, refs FROM path_infos")?
+        .query_map([], path_info_row)?
+        .filter_map(Result::transpose)
+        .collect()
+}
+
+pub(super) fn path_info(
+    connection: &Connection,
+    hash: OutputHash,
+) -> rusqlite::Result<Option<PathInfo>> {
+    connection
+        .prepare_cached("SELECT node, refs FROM path_infos WHERE hash = ?")?
+        .query_row([&hash.as_bytes()[..]], path_info_row)
+        .optional()
+        .map(Option::flatten)
+}
+
+/// `None` when the row cannot be understood; it is asked for again.
+fn path_info_row(row: &rusqlite::Row<'_>) -> rusqlite::Result<Option<PathInfo>> {
+    let (node, refs): (Vec<u8>, Vec<u8>) = (row.get(0)?, row.get(1)?);
+    Ok(node_from(node).and_then(|(name, node)| {
+        let references = refs.chunks(OutputHash::LEN).map(OutputHash::try_from);
+        Some(PathInfo {
+            path: StorePath::from_basename(name).ok()?,
+            node,
+            references: references.collect::<Result<_, _>>().ok()?,
+        })
+    }))
+}
+
+pub(super) fn insert_path_info(connection: &Connection, info: &PathInfo) -> rusqlite::Result<()> {
+    let references = info.references.iter().flat_map(|hash| *hash.as_bytes());
+    let references: Vec<u8> = references.collect();
+    connection
+        .prepare_cached("INSERT OR REPLACE INTO path_infos (hash, node, refs) VALUES (?, ?, ?)")?
+        .execute(params![
+            &info.path.hash().as_bytes()[..],
+            proto::encode_node(info.path.basename(), &info.node),
+            references
+        ])?;
+    Ok(())
 }
 
 fn node_from(bytes: Vec<u8>) -> Option<(Name, Node)> {

@@ -10,6 +10,8 @@
 //! - `blob`: a blob's manifest and where its chunks lie
 //! - `flights`: one task per missing object, whatever the number of its waiters
 //! - `fetch`, `closure`: bringing and verifying what is missing
+//! - `names`: what changes, and is remembered
+//! - `stream_in`: blobs that their remote does not cut
 //! - `whole`: whether a blob's chunks make up the blob
 //! - `stats`: what was hit, missed and found damaged
 
@@ -24,6 +26,7 @@ mod flights;
 mod guard;
 mod index;
 mod memory;
+mod names;
 mod open_files;
 mod placing;
 mod rows;
@@ -31,6 +34,7 @@ mod space;
 mod stamp;
 mod stats;
 mod store;
+mod stream_in;
 mod upkeep;
 mod whole;
 mod writer;

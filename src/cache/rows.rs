@@ -7,7 +7,10 @@ use super::{
     Blob,
     index::{self, Location},
 };
-use crate::model::{Digest, Manifest, Name, Node};
+use crate::{
+    model::{Digest, Manifest, Name, Node},
+    remote::PathInfo,
+};
 
 /// A change of the index that goes with no data file.
 pub(super) enum Row {
@@ -17,6 +20,7 @@ pub(super) enum Row {
     Name(Arc<str>, Name, Node),
     ForgetName(Arc<str>, Name),
     Damaged(Digest, Location),
+    PathInfo(PathInfo),
 }
 
 impl Row {
@@ -31,6 +35,7 @@ impl Row {
             }
             Self::Name(remote, name, node) => index::insert_name(connection, remote, name, node),
             Self::ForgetName(remote, name) => index::delete_name(connection, remote, name),
+            Self::PathInfo(info) => index::insert_path_info(connection, info),
             Self::Damaged(digest, location) => {
                 index::delete_chunk(connection, *digest, *location)?;
                 index::retire(connection, location.file)

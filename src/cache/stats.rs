@@ -25,10 +25,12 @@ pub enum Counter {
     RejectedObjects,
     /// Chunks that were not written because there was no room or the disk failed.
     Unwritten,
+    /// What was not in the cache while no remote was to be asked.
+    OfflineMisses,
 }
 
 impl Counter {
-    pub(super) const ALL: [Self; 10] = [
+    pub(super) const ALL: [Self; 11] = [
         Self::MemoryHits,
         Self::DiskHits,
         Self::Misses,
@@ -39,6 +41,7 @@ impl Counter {
         Self::DamagedChunks,
         Self::RejectedObjects,
         Self::Unwritten,
+        Self::OfflineMisses,
     ];
 
     /// As in the index, in `status --json` and in metrics.
@@ -55,6 +58,7 @@ impl Counter {
             Self::DamagedChunks => "damaged_chunks",
             Self::RejectedObjects => "rejected_objects",
             Self::Unwritten => "unwritten",
+            Self::OfflineMisses => "offline_misses",
         }
     }
 }

@@ -13,7 +13,10 @@ use super::{
     index::{self, Index, Location},
     open_files::OpenFiles,
 };
-use crate::model::{Digest, Manifest, Name, Node};
+use crate::{
+    model::{Digest, Manifest, Name, Node},
+    remote::PathInfo,
+};
 
 /// The disk tier as its readers see it. Only the writer thread changes anything on disk; it takes [`Command`]s.
 #[derive(Debug)]
@@ -47,6 +50,7 @@ pub(super) enum Command {
     /// At a remote.
     Name(Arc<str>, Name, Node),
     ForgetName(Arc<str>, Name),
+    PathInfo(PathInfo),
     /// A chunk whose bytes are not what its digest says.
     Damaged(Digest, Location),
     /// A file whose chunks have all been verified, perhaps.

@@ -150,6 +150,7 @@ impl Writer {
                 Command::Judged(blob, right) => rows.push(Row::Judged(blob, right)),
                 Command::Manifest(blob, manifest) => rows.push(Row::Manifest(blob, manifest)),
                 Command::Name(remote, name, node) => rows.push(Row::Name(remote, name, node)),
+                Command::PathInfo(info) => rows.push(Row::PathInfo(info)),
                 Command::ForgetName(remote, name) => rows.push(Row::ForgetName(remote, name)),
                 Command::Damaged(digest, location) => {
                     rows.push(Row::Damaged(digest, location));

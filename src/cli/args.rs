@@ -1,18 +1,23 @@
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 use clap::Args;
 
 use super::paths;
-use crate::cache::{self, Quota};
+use crate::{
+    cache::{self, Quota},
+    remote::{self, Outage, Policy},
+};
 
 /// Where bytes come from.
 #[derive(Debug, Clone, Args)]
 pub(super) struct RemoteArgs {
     /// Store to read from, in order of preference; can be given several times
     ///
-    /// objectstore+file:///absolute/path is a directory in the object store layout of tvix and snix. The default is
-    /// the user's own store, to which `castore import` writes ($XDG_DATA_HOME/castore/store, or
-    /// /var/lib/castore/store for root).
+    /// objectstore+file:///absolute/path is a directory in the object store layout of tvix and snix, and
+    /// objectstore+s3://bucket/prefix?region=… (gs, az, http, https) a store in a cloud; grpc+http://host:port, grpc+https
+    /// and grpc+unix:///path are servers of castore, tvix or snix. A name is a remote of castore.toml. The default is the
+    /// user's own store, to which `castore import` writes ($XDG_DATA_HOME/castore/store, or /var/lib/castore/store for
+    /// root).
     #[arg(
         long,
         env = "CASTORE_REMOTE",
@@ -20,9 +25,74 @@ pub(super) struct RemoteArgs {
         value_delimiter = ','
     )]
     pub(super) remote: Vec<String>,
+
+    /// How long a remote may be silent before it counts as away, such as 30s
+    #[arg(long, env = "CASTORE_TIMEOUT", value_name = "TIME", default_value = "30s", value_parser = timeout)]
+    pub(super) timeout: Duration,
+
+    /// What a read of uncached bytes gets when every remote is away: fail, or wait=TIME such as wait=10m
+    ///
+    /// fail waits and tries again for --timeout, then gives an error, and gives it at once from then on, until a remote
+    /// answers again.
+    #[arg(
+        long,
+        env = "CASTORE_OUTAGE",
+        value_name = "fail|wait=TIME",
+        default_value = "fail"
+    )]
+    pub(super) outage: Outage,
+
+    /// Ask the next remote too when one has not answered after this time, such as 200ms [default: off]
+    #[arg(long, env = "CASTORE_HEDGE", value_name = "TIME", value_parser = remote::parse_duration)]
+    pub(super) hedge: Option<Duration>,
+
+    /// Never use the network: what is cached is served, all else fails at once
+    #[arg(long, env = "CASTORE_OFFLINE")]
+    pub(super) offline: bool,
+}
+
+fn timeout(text: &str) -> Result<Duration, String> {
+    let time = remote::parse_duration(text).map_err(|error| error.to_string())?;
+    match time.is_zero() {
+        true => Err("it must be more than nothing".to_owned()),
+        false => Ok(time),
+    }
 }
 
 impl RemoteArgs {
+    /// One remote, and defaults for all else.
+    pub(super) fn of(address: String) -> Self {
+        let Policy {
+            timeout,
+            outage,
+            hedge,
+        } = Policy::default();
+        Self {
+            remote: vec![address],
+            timeout,
+            outage,
+            hedge,
+            offline: false,
+        }
+    }
+
+    /// The addresses without secrets.
+    pub(super) fn shown(&self) -> anyhow::Result<Vec<String>> {
+        let addresses = self.addresses()?;
+        let shown = addresses
+            .iter()
+            .map(|address| Ok(remote::Address::parse(address)?.shown().to_owned()));
+        shown.collect()
+    }
+
+    pub(super) const fn policy(&self) -> Policy {
+        Policy {
+            timeout: self.timeout,
+            outage: self.outage,
+            hedge: self.hedge,
+        }
+    }
+
     /// What was given, or the default store.
     pub(super) fn addresses(&self) -> anyhow::Result<Vec<String>> {
         if self.remote.is_empty() {

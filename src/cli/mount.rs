@@ -219,7 +219,7 @@ async fn serve(
         pid: std::process::id(),
         root: source,
         digest,
-        remotes: args.remotes.addresses()?,
+        remotes: args.remotes.shown()?,
         since: SystemTime::now()
             .duration_since(SystemTime::UNIX_EPOCH)?
             .as_secs(),
@@ -270,6 +270,7 @@ fn shown(root: &RootRef, node: Node) -> anyhow::Result<(Root, Option<String>)> {
             };
             let name = match root {
                 RootRef::Name(name) => name.clone(),
+                RootRef::StorePath(path) => path.basename().clone(),
                 RootRef::Digest(digest) => Name::new(digest.to_hex())?,
             };
             (Root::Single { name, node }, digest)

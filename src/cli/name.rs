@@ -6,7 +6,7 @@ use super::{
 };
 use crate::{
     model::{Name, Node, RootRef},
-    remote,
+    remote::{self, Policy},
 };
 
 /// Let a name stand for a tree
@@ -36,10 +36,8 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     let root = RootRef::parse(&args.root)?;
     runtime::block_on(async {
         let address = args.store.address()?;
-        let publish = remote::open_for_writing(&address)?;
-        let remotes = RemoteArgs {
-            remote: vec![address],
-        };
+        let publish = remote::open_for_writing(&address, &Policy::default())?;
+        let remotes = RemoteArgs::of(address);
         let cache = open::cache(&args.cache, &remotes)?;
         let node = open::root(&cache, &root).await?;
         if let Node::Directory { digest, .. } = node

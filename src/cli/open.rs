@@ -9,17 +9,21 @@ use super::{
 use crate::{
     cache::{Cache, CacheError},
     model::{Digest, Directory, Name, Node, RootRef, SizeRule},
-    remote::{self, Chain, Remote, RemoteError},
+    remote::{self, Chain, Patience, Policy, RemoteError},
 };
 
 /// The remotes that were given, in order.
 pub(super) fn chain(args: &RemoteArgs) -> anyhow::Result<Chain> {
-    let remotes = args
+    let policy = args.policy();
+    let groups = args
         .addresses()?
         .iter()
-        .map(|address| remote::open(address))
-        .collect::<Result<Vec<Arc<dyn Remote>>, _>>()?;
-    Ok(Chain::new(remotes))
+        .map(|address| remote::open(address, &policy))
+        .collect::<Result<Vec<_>, _>>()?;
+    Ok(match args.offline {
+        true => Chain::offline(groups),
+        false => Chain::of_groups(groups, policy),
+    })
 }
 
 pub(super) fn cache(cache: &CacheArgs, remotes: &RemoteArgs) -> anyhow::Result<Arc<Cache>> {
@@ -38,6 +42,15 @@ pub(super) async fn root(cache: &Arc<Cache>, root: &RootRef) -> anyhow::Result<N
                 size: directory.size(SizeRule::Protocol),
             })
         }
+        RootRef::StorePath(path) => match cache.store_path(path).await {
+            Ok(node) => Ok(node),
+            // It may be a name that looks like one.
+            Err(CacheError::Remote(error)) => match cache.root(path.basename()).await {
+                Ok(node) => Ok(node),
+                Err(_) => Err(error).with_context(|| format!("the store path {path} is not known")),
+            },
+            Err(error) => Err(error.into()),
+        },
         RootRef::Name(name) => match cache.root(name).await {
             Ok(node) => {
                 if let Node::Directory { digest, .. } = node {
@@ -65,10 +78,12 @@ async fn unknown_name(name: &Name, error: &RemoteError) -> anyhow::Error {
     else {
         return unknown;
     };
-    let Ok(store) = remote::open(&address) else {
+    let policy = Policy::default();
+    let Ok(store) = remote::open(&address, &policy) else {
         return unknown;
     };
-    match store.root(name).await {
+    let store = Chain::new(store, policy);
+    match store.root(name, Patience::Once).await {
         Ok(_) => anyhow::anyhow!(
             "the name {name:?} is not known to root, but in your own store; pass --remote {address}"
         ),

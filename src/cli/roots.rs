@@ -45,7 +45,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
             let name = Name::new(name.clone().into_bytes())?;
             let mut removed = false;
             for address in &addresses {
-                removed |= remote::open_for_writing(address)?
+                removed |= remote::open_for_writing(address, &args.remotes.policy())?
                     .remove_root(&name)
                     .await?;
             }

@@ -66,7 +66,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
                 hit_rate: hit_rate(&counters),
                 counters,
             },
-            remotes: args.remotes.addresses()?,
+            remotes: args.remotes.shown()?,
             mounts,
             silent,
         };

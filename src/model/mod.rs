@@ -6,6 +6,7 @@
 //! - [`Node`]: a directory, a file or a symlink, without its name
 //! - [`Directory`]: a sorted list of named nodes
 //! - [`Manifest`]: a blob's chunks, and which of them a range touches
+//! - [`StorePath`], [`OutputHash`]: the basename of a Nix store path
 //! - [`RootRef`]: how a person names a tree on the command line
 
 mod digest;
@@ -14,6 +15,7 @@ mod manifest;
 mod name;
 mod node;
 mod root_ref;
+mod store_path;
 
 pub use digest::{Digest, DigestError};
 pub use directory::{Directory, DirectoryError, Entry, SizeRule};
@@ -21,3 +23,4 @@ pub use manifest::{Chunk, ChunkSlice, Manifest, ManifestError};
 pub use name::{Name, NameError, Target, TargetError};
 pub use node::Node;
 pub use root_ref::{RootRef, RootRefError};
+pub use store_path::{OutputHash, StorePath, StorePathError};

@@ -1,12 +1,14 @@
-use super::{Digest, DigestError, Name, NameError};
+use super::{Digest, DigestError, Name, NameError, StorePath, StorePathError};
 
-/// How a person names a tree, or something in it: a digest or a registered name, then an optional path.
+/// How a person names a tree, or something in it: a digest, a registered name or a Nix store path, then an optional path.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RootRef {
     /// A digest text; it always means a directory.
     Digest(Digest),
     /// A name that was registered with `import --name` or `name`.
     Name(Name),
+    /// A Nix store path, or its basename, which may be a registered name too.
+    StorePath(StorePath),
 }
 
 /// Why a text names no tree.
@@ -16,8 +18,10 @@ pub enum RootRefError {
     Digest(#[from] DigestError),
     #[error("not a root: {0}")]
     Name(#[from] NameError),
+    #[error("a path is no root, unless it is a Nix store path: {0}")]
+    StorePath(#[from] StorePathError),
     #[error(
-        "a root is needed: a digest (b3:…) or a registered name; `castore roots` lists the names"
+        "a root is needed: a digest (b3:…), a registered name or a Nix store path; `castore roots` lists the names"
     )]
     Empty,
     #[error("{0:?} has a path after the root; this command takes a root alone")]
@@ -33,6 +37,9 @@ impl RootRef {
     /// # Errors
     /// When the root is neither a digest nor a valid name, or a path component is no valid name.
     pub fn parse_with_path(text: &str) -> Result<(Self, Vec<Name>), RootRefError> {
+        if text.starts_with('/') {
+            return Self::parse_absolute(text);
+        }
         let digest_len = ["b3:", "blake3-"]
             .iter()
             .find(|prefix| text.starts_with(**prefix))
@@ -52,14 +59,23 @@ impl RootRef {
         } else if digest_len.is_some() || is_hex {
             Self::Digest(root.parse()?)
         } else {
-            Self::Name(Name::new(root.as_bytes().to_vec())?)
+            let name = Name::new(root.as_bytes().to_vec())?;
+            StorePath::from_basename(name.clone()).map_or(Self::Name(name), Self::StorePath)
         };
-        let path = rest
-            .split('/')
-            .filter(|part| !part.is_empty())
-            .map(|part| Name::new(part.as_bytes().to_vec()).map_err(RootRefError::Component))
-            .collect::<Result<_, _>>()?;
-        Ok((root, path))
+        Ok((root, components(rest.split('/'))?))
+    }
+
+    /// `/nix/store/<basename>[/path]`; stores at other places are known too.
+    fn parse_absolute(text: &str) -> Result<(Self, Vec<Name>), RootRefError> {
+        let mut parts = text.split('/').filter(|part| !part.is_empty());
+        let mut failed = RootRefError::Empty;
+        for part in parts.by_ref() {
+            match part.parse::<StorePath>() {
+                Ok(path) => return Ok((Self::StorePath(path), components(parts)?)),
+                Err(error) => failed = error.into(),
+            }
+        }
+        Err(failed)
     }
 
     /// A root alone, without a path.
@@ -74,11 +90,19 @@ impl RootRef {
     }
 }
 
+fn components<'a>(parts: impl Iterator<Item = &'a str>) -> Result<Vec<Name>, RootRefError> {
+    parts
+        .filter(|part| !part.is_empty())
+        .map(|part| Name::new(part.as_bytes().to_vec()).map_err(RootRefError::Component))
+        .collect()
+}
+
 impl std::fmt::Display for RootRef {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Digest(digest) => digest.fmt(f),
             Self::Name(name) => name.fmt(f),
+            Self::StorePath(path) => path.fmt(f),
         }
     }
 }
@@ -110,9 +134,25 @@ mod tests {
     }
 
     #[test]
+    fn store_paths_are_known_with_and_without_their_directory() {
+        let basename = "00bgd045z0d4icpbc2yyz4gx48ak44la-hello-2.12";
+        let path = RootRef::StorePath(basename.parse().unwrap());
+        assert_eq!(RootRef::parse(basename).as_ref(), Ok(&path));
+        let text = format!("/nix/store/{basename}");
+        assert_eq!(RootRef::parse(&text).as_ref(), Ok(&path));
+        let (root, rest) = RootRef::parse_with_path(&format!("{text}/bin/hello")).unwrap();
+        assert_eq!(root, path);
+        assert_eq!(rest.len(), 2);
+    }
+
+    #[test]
     fn what_names_no_root_is_refused() {
         assert_eq!(RootRef::parse(""), Err(RootRefError::Empty));
-        assert_eq!(RootRef::parse("/x"), Err(RootRefError::Empty));
+        assert_eq!(RootRef::parse("/"), Err(RootRefError::Empty));
+        assert!(matches!(
+            RootRef::parse("/x"),
+            Err(RootRefError::StorePath(_))
+        ));
         assert!(matches!(
             RootRef::parse("b3:abc"),
             Err(RootRefError::Digest(_))

@@ -60,7 +60,7 @@ impl Prefetch {
             let (cache, blob) = (Arc::clone(&self.cache), Arc::clone(blob));
             self.runtime.spawn(async move {
                 // A failure is told to the reader who asks for the chunk, not to nobody.
-                if let Err(error) = cache.chunk(&blob, position).await {
+                if let Err(error) = cache.prefetch(&blob, position).await {
                     tracing::debug!(%error, "prefetch failed");
                 }
                 drop(slot);

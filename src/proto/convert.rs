@@ -94,22 +94,56 @@ pub fn decode_directory(bytes: &Bytes) -> Result<Directory, DecodeError> {
 /// A root's name and node, as `roots/<name>` stores them.
 #[must_use]
 pub fn encode_node(name: &Name, node: &Node) -> Vec<u8> {
-    wire::Node {
-        node: Some(node_to_wire(node, name.as_bytes().clone())),
-    }
-    .encode_to_vec()
+    node_message(name, node).encode_to_vec()
 }
 
 /// # Errors
 /// When the bytes are no `Node` message, or the name or the node in it is not valid.
 pub fn decode_node(bytes: &Bytes) -> Result<(Name, Node), DecodeError> {
-    let message = wire::Node::decode(bytes.clone())?;
+    node_of(wire::Node::decode(bytes.clone())?)
+}
+
+/// The name and the node of a message.
+///
+/// # Errors
+/// When the name or the node in it is not valid.
+pub fn node_of(message: wire::Node) -> Result<(Name, Node), DecodeError> {
     node_from_wire(message.node.ok_or(DecodeError::EmptyNode)?)
+}
+
+/// The message of a root's name and node.
+#[must_use]
+pub fn node_message(name: &Name, node: &Node) -> wire::Node {
+    wire::Node {
+        node: Some(node_to_wire(node, name.as_bytes().clone())),
+    }
+}
+
+/// The message of a directory that is encoded.
+///
+/// # Errors
+/// When the bytes are no such message.
+pub fn directory_message(bytes: Bytes) -> Result<wire::Directory, DecodeError> {
+    Ok(wire::Directory::decode(bytes)?)
 }
 
 /// The `StatBlobResponse` that describes a blob; one chunk is written as none.
 #[must_use]
 pub fn encode_manifest(manifest: &Manifest) -> Vec<u8> {
+    manifest_message(manifest).encode_to_vec()
+}
+
+/// The manifest in an encoded `StatBlobResponse`, `None` when the blob is not split.
+///
+/// # Errors
+/// When the bytes are no such message or the chunk list is not valid.
+pub fn decode_manifest(bytes: &[u8]) -> Result<Option<Manifest>, DecodeError> {
+    manifest_of(&wire::StatBlobResponse::decode(bytes)?)
+}
+
+/// The message that lists a blob's chunks; one chunk is written as none.
+#[must_use]
+pub fn manifest_message(manifest: &Manifest) -> wire::StatBlobResponse {
     let chunks = match manifest.chunks() {
         [_] => &[][..],
         chunks => chunks,
@@ -125,15 +159,13 @@ pub fn encode_manifest(manifest: &Manifest) -> Vec<u8> {
         chunks,
         bao: Bytes::new(),
     }
-    .encode_to_vec()
 }
 
-/// The manifest in an encoded `StatBlobResponse`, `None` when the blob is not split.
+/// The manifest in a message, `None` when the blob is not split.
 ///
 /// # Errors
-/// When the bytes are no such message or the chunk list is not valid.
-pub fn decode_manifest(bytes: &[u8]) -> Result<Option<Manifest>, DecodeError> {
-    let message = wire::StatBlobResponse::decode(bytes)?;
+/// When the chunk list is not valid.
+pub fn manifest_of(message: &wire::StatBlobResponse) -> Result<Option<Manifest>, DecodeError> {
     let chunks = message
         .chunks
         .iter()
@@ -379,27 +411,6 @@ mod tests {
         assert_eq!(
             decode_directory(&bytes.into()).unwrap_err(),
             DecodeError::NotCanonical
-        );
-    }
-
-    #[test]
-    fn services_carry_both_package_names() {
-        use crate::proto::{snix, tvix};
-        assert_eq!(
-            tvix::castore::v1::blob_service_server::SERVICE_NAME,
-            "tvix.castore.v1.BlobService"
-        );
-        assert_eq!(
-            snix::castore::v1::blob_service_server::SERVICE_NAME,
-            "snix.castore.v1.BlobService"
-        );
-        assert_eq!(
-            tvix::castore::v1::directory_service_server::SERVICE_NAME,
-            "tvix.castore.v1.DirectoryService"
-        );
-        assert_eq!(
-            snix::castore::v1::directory_service_server::SERVICE_NAME,
-            "snix.castore.v1.DirectoryService"
         );
     }
 

@@ -1,49 +1,550 @@
-use std::{collections::BTreeMap, future::Future, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, OnceLock},
+    time::{Duration, Instant},
+};
 
-use async_trait::async_trait;
+use backon::{BackoffBuilder, ExponentialBuilder};
 use bytes::Bytes;
+use futures::{
+    FutureExt, StreamExt,
+    future::BoxFuture,
+    stream::{FuturesUnordered, Stream},
+};
+use tokio::sync::Notify;
 
-use super::{Closure, Object, Remote, RemoteError};
-use crate::model::{Digest, Manifest, Name, Node};
+use super::{
+    Closure, Fault, Object, Outage, PathInfo, Pieces, Policy, Remote, RemoteError, Urgency,
+    health::{Health, RemoteStatus},
+    probe,
+};
+use crate::model::{Digest, Manifest, Name, Node, OutputHash};
+
+/// A remote that is overloaded is waited for this many times as long as one that is away: it is not out of order.
+const OVERLOAD_PATIENCE: u32 = 10;
+/// A wait for a remote to come back looks again after this time, in case it missed the news.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+/// A closure that breaks off is asked for again so many times without a new directory.
+const CLOSURE_ATTEMPTS: u32 = 5;
+/// Encoded directories of which a broken closure remembers that they went by.
+type Seen = std::collections::HashSet<Digest>;
 
 /// One or several remotes in order of preference: what one does not have, cannot give or gives damaged, the next one is
-/// asked for. Chunks that come out of a chain have been verified.
+/// asked for. Requests have deadlines and are tried again while that can help; a remote that does not answer is skipped
+/// until it does. Chunks that come out of a chain have been verified.
+#[derive(Debug, Clone)]
+pub struct Chain(Arc<Inner>);
+
 #[derive(Debug)]
-pub struct Chain {
-    remotes: Vec<Arc<dyn Remote>>,
+struct Inner {
+    /// In order of preference; the members of a group share the work.
+    groups: Vec<Vec<Arc<Member>>>,
     address: Arc<str>,
+    policy: Policy,
+    offline: bool,
+    /// Told when a remote that was skipped answers again.
+    back: Arc<Notify>,
 }
 
+/// A remote and its state.
+#[derive(Debug)]
+pub(super) struct Member {
+    pub(super) remote: Arc<dyn Remote>,
+    pub(super) health: Health,
+}
+
+/// How long to go on when no remote gives a proper answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Patience {
+    /// Each remote is asked once.
+    Once,
+    /// As the policy says.
+    Policy,
+}
+
+/// Asks one remote.
+type Ask<T> = dyn Fn(Arc<dyn Remote>) -> BoxFuture<'static, Result<T, RemoteError>> + Send + Sync;
+
 impl Chain {
+    /// Of remotes in order of preference.
     #[must_use]
-    pub fn new(remotes: Vec<Arc<dyn Remote>>) -> Self {
-        let addresses: Vec<_> = remotes.iter().map(|remote| remote.address()).collect();
-        let address = addresses.join(", ").into();
-        Self { remotes, address }
+    pub fn new(remotes: Vec<Arc<dyn Remote>>, policy: Policy) -> Self {
+        Self::of_groups(
+            remotes.into_iter().map(|remote| vec![remote]).collect(),
+            policy,
+        )
     }
 
-    async fn first<'a, T, F>(
-        &'a self,
-        object: Object,
-        ask: impl Fn(&'a dyn Remote) -> F,
-    ) -> Result<T, RemoteError>
-    where
-        F: Future<Output = Result<T, RemoteError>>,
-    {
-        let mut worst = None;
-        for remote in &self.remotes {
-            match ask(remote.as_ref()).await {
-                Ok(value) => return Ok(value),
-                // "Could not be read" tells more than "not found", so it is what the reader hears.
-                Err(error) if error.is_not_found() => {}
-                Err(error) => worst = worst.or(Some(error)),
-            }
-        }
-        Err(worst.unwrap_or_else(|| RemoteError::NotFound {
-            remote: Arc::clone(&self.address),
-            object,
+    /// Of groups in order of preference. Within a group, each object has an order of its own, by rendezvous hashing: so
+    /// the members share the work, and when one goes away only its share moves.
+    #[must_use]
+    pub fn of_groups(groups: Vec<Vec<Arc<dyn Remote>>>, policy: Policy) -> Self {
+        Self::build(groups, policy, false)
+    }
+
+    /// One that asks nobody. The addresses are those of the remotes that would be asked: names were kept under them.
+    #[must_use]
+    pub fn offline(groups: Vec<Vec<Arc<dyn Remote>>>) -> Self {
+        Self::build(groups, Policy::default(), true)
+    }
+
+    fn build(groups: Vec<Vec<Arc<dyn Remote>>>, policy: Policy, offline: bool) -> Self {
+        let addresses: Vec<_> = groups
+            .iter()
+            .flatten()
+            .map(|remote| remote.address())
+            .collect();
+        let address = addresses.join(", ").into();
+        let member = |remote| {
+            Arc::new(Member {
+                remote,
+                health: Health::default(),
+            })
+        };
+        Self(Arc::new(Inner {
+            groups: groups
+                .into_iter()
+                .map(|group| group.into_iter().map(member).collect())
+                .collect(),
+            address,
+            policy,
+            offline,
+            back: Arc::default(),
         }))
     }
+
+    /// What messages call the remotes.
+    #[must_use]
+    pub fn address(&self) -> &str {
+        &self.0.address
+    }
+
+    /// Whether it asks nobody.
+    #[must_use]
+    pub fn is_offline(&self) -> bool {
+        self.0.offline
+    }
+
+    /// The state of each remote.
+    #[must_use]
+    pub fn status(&self) -> Vec<RemoteStatus> {
+        let now = Instant::now();
+        let members = self.0.groups.iter().flatten();
+        members
+            .map(|member| member.health.status(member.remote.address(), now))
+            .collect()
+    }
+
+    /// A blob's chunk list, `None` when it is not split.
+    ///
+    /// # Errors
+    /// `size` is what the blob's node says, where known; a manifest of another size is corrupt.
+    pub async fn manifest(
+        &self,
+        blob: Digest,
+        size: Option<u64>,
+    ) -> Result<Option<Manifest>, RemoteError> {
+        let ask = move |remote: Arc<dyn Remote>| {
+            async move {
+                let manifest = remote.manifest(blob).await?;
+                match (&manifest, size) {
+                    (Some(manifest), Some(size)) if manifest.size() != size => {
+                        Err(RemoteError::Corrupt {
+                            remote: remote.address().into(),
+                            object: Object::Blob(blob),
+                            cause: Arc::new(std::io::Error::other(format!(
+                                "its chunks have {} bytes instead of {size}",
+                                manifest.size()
+                            ))),
+                        })
+                    }
+                    _ => Ok(manifest),
+                }
+            }
+            .boxed()
+        };
+        let object = Object::Blob(blob);
+        self.ask(object, Some(blob), Patience::Policy, 0, &ask)
+            .await
+    }
+
+    /// A chunk's bytes, verified.
+    ///
+    /// # Errors
+    /// `size` in bytes, where known; other bytes are corrupt.
+    pub async fn chunk(
+        &self,
+        chunk: Digest,
+        size: Option<u64>,
+        urgency: &Urgency,
+    ) -> Result<Bytes, RemoteError> {
+        let urgency = urgency.clone();
+        let ask = move |remote: Arc<dyn Remote>| {
+            let urgency = urgency.clone();
+            async move {
+                // Damaged on its way, perhaps: once more, before the next remote is asked.
+                match verified(remote.as_ref(), chunk, size, &urgency).await {
+                    Err(RemoteError::Corrupt { .. }) => {
+                        verified(remote.as_ref(), chunk, size, &urgency).await
+                    }
+                    result => result,
+                }
+            }
+            .boxed()
+        };
+        let bytes = size.unwrap_or(16 << 20);
+        self.ask(
+            Object::Chunk(chunk),
+            Some(chunk),
+            Patience::Policy,
+            bytes,
+            &ask,
+        )
+        .await
+    }
+
+    /// All bytes of a blob as one stream, not verified; it may break off.
+    ///
+    /// # Errors
+    /// When no remote begins to send.
+    pub async fn pieces(&self, blob: Digest, size: Option<u64>) -> Result<Pieces, RemoteError> {
+        let ask =
+            move |remote: Arc<dyn Remote>| async move { remote.pieces(blob, size).await }.boxed();
+        let object = Object::Blob(blob);
+        self.ask(object, Some(blob), Patience::Policy, 0, &ask)
+            .await
+    }
+
+    /// The directories at and below `root`, not verified, each once. Where one remote breaks off, it or the next goes on.
+    ///
+    /// # Errors
+    /// When no remote has them.
+    pub async fn closure(&self, root: Digest) -> Result<Closure, RemoteError> {
+        let records = self.open_closure(root).await?;
+        let state = (self.clone(), records, Seen::new(), 0);
+        let resumed = futures::stream::unfold(Some(state), move |state| async move {
+            let (chain, mut records, mut seen, mut attempts) = state?;
+            loop {
+                match records.next().await {
+                    None => return None,
+                    Some(Ok(record)) => {
+                        if seen.insert(Digest::of(&record)) {
+                            return Some((Ok(record), Some((chain, records, seen, 0))));
+                        }
+                    }
+                    Some(Err(error)) if error.is_transient() && attempts < CLOSURE_ATTEMPTS => {
+                        attempts += 1;
+                        tracing::info!(%error, "a tree's directories break off; asking again");
+                        tokio::time::sleep(Duration::from_millis(50) * attempts).await;
+                        match chain.open_closure(root).await {
+                            Ok(again) => records = again,
+                            Err(error) => return Some((Err(error), None)),
+                        }
+                    }
+                    Some(Err(error)) => return Some((Err(error), None)),
+                }
+            }
+        });
+        Ok(resumed.boxed())
+    }
+
+    async fn open_closure(&self, root: Digest) -> Result<Closure, RemoteError> {
+        let idle = self.0.policy.timeout;
+        let ask = move |remote: Arc<dyn Remote>| {
+            async move {
+                let address: Arc<str> = remote.address().into();
+                let object = Object::Directory(root);
+                let mut records = within(remote.closure(root).await?, idle, address, object);
+                // That it is there shows at the first record.
+                match records.next().await {
+                    Some(Ok(first)) => {
+                        Ok(futures::stream::iter([Ok(first)]).chain(records).boxed())
+                    }
+                    Some(Err(error)) => Err(error),
+                    None => Err(RemoteError::NotFound {
+                        remote: remote.address().into(),
+                        object: Object::Directory(root),
+                    }),
+                }
+            }
+            .boxed()
+        };
+        let object = Object::Directory(root);
+        self.ask(object, Some(root), Patience::Policy, 0, &ask)
+            .await
+    }
+
+    /// The node that a name stands for.
+    ///
+    /// # Errors
+    /// When no remote knows it, or none answers.
+    pub async fn root(&self, name: &Name, patience: Patience) -> Result<Node, RemoteError> {
+        let wanted = name.clone();
+        let ask = move |remote: Arc<dyn Remote>| {
+            let name = wanted.clone();
+            async move { remote.root(&name).await }.boxed()
+        };
+        self.ask(Object::Root(name.clone()), None, patience, 0, &ask)
+            .await
+    }
+
+    /// The names of all remotes that answer, sorted; one that several know is what the first says.
+    ///
+    /// # Errors
+    /// When none answers.
+    pub async fn roots(&self) -> Result<Vec<(Name, Node)>, RemoteError> {
+        if self.0.offline {
+            let object = Object::Roots;
+            return Err(RemoteError::Offline { object });
+        }
+        let ask = |remote: Arc<dyn Remote>| async move { remote.roots().await }.boxed();
+        let members = self.0.groups.iter().flatten();
+        let answers = members.map(|member| self.attempt(member, &Object::Roots, 0, &ask));
+        let (mut all, mut failed, mut answered) = (BTreeMap::new(), None, false);
+        for answer in futures::future::join_all(answers).await {
+            match answer {
+                Ok(roots) => {
+                    answered = true;
+                    for (name, node) in roots {
+                        all.entry(name).or_insert(node);
+                    }
+                }
+                Err(error) => {
+                    tracing::debug!(%error, "no names from this remote");
+                    failed = failed.or(Some(error));
+                }
+            }
+        }
+        match failed {
+            Some(error) if !answered => Err(error),
+            Some(_) | None => Ok(all.into_iter().collect()),
+        }
+    }
+
+    /// What is known of a store path.
+    ///
+    /// # Errors
+    /// When no remote knows it, or none answers.
+    pub async fn path_info(
+        &self,
+        hash: OutputHash,
+        patience: Patience,
+    ) -> Result<PathInfo, RemoteError> {
+        let ask =
+            move |remote: Arc<dyn Remote>| async move { remote.path_info(hash).await }.boxed();
+        self.ask(Object::StorePath(hash), None, patience, 0, &ask)
+            .await
+    }
+
+    /// All store paths of the first remote that lists them.
+    ///
+    /// # Errors
+    /// When none answers.
+    pub async fn path_infos(&self) -> Result<Vec<PathInfo>, RemoteError> {
+        let ask = |remote: Arc<dyn Remote>| async move { remote.path_infos().await }.boxed();
+        self.ask(Object::StorePaths, None, Patience::Policy, 64 << 20, &ask)
+            .await
+    }
+
+    /// Asks remotes until one gives a proper answer, or patience ends.
+    async fn ask<T: Send + 'static>(
+        &self,
+        object: Object,
+        key: Option<Digest>,
+        patience: Patience,
+        bytes: u64,
+        ask: &Ask<T>,
+    ) -> Result<T, RemoteError> {
+        if self.0.offline {
+            return Err(RemoteError::Offline { object });
+        }
+        let started = Instant::now();
+        let mut delays = delays();
+        loop {
+            let error = match self.round(&object, key, bytes, ask).await {
+                Ok(value) => return Ok(value),
+                Err(error) => error,
+            };
+            let Some(fault @ (Fault::Unavailable | Fault::Overload(_))) = error.fault() else {
+                return Err(error);
+            };
+            let until = self.give_up_at(started, fault);
+            let now = Instant::now();
+            if patience == Patience::Once || now >= until {
+                return Err(error);
+            }
+            tracing::debug!(%error, "asking again");
+            let all_skipped = {
+                let mut members = self.0.groups.iter().flatten();
+                members.all(|member| member.health.skipped().is_some())
+            };
+            let left = until - now;
+            if all_skipped {
+                // Whoever watches the remotes tells when one is back.
+                let back = self.0.back.notified();
+                let _ = tokio::time::timeout(left.min(LOOK_AGAIN), back).await;
+            } else {
+                let delay = delays.next().unwrap_or(LOOK_AGAIN);
+                tokio::time::sleep(delay.min(left)).await;
+            }
+        }
+    }
+
+    /// Until when an object is asked for.
+    fn give_up_at(&self, started: Instant, fault: Fault) -> Instant {
+        let Policy {
+            timeout, outage, ..
+        } = self.0.policy;
+        match (fault, outage) {
+            (Fault::Overload(_), Outage::Fail) => started + timeout * OVERLOAD_PATIENCE,
+            (Fault::Overload(_), Outage::Wait(time)) => {
+                started + time.max(timeout * OVERLOAD_PATIENCE)
+            }
+            (Fault::Unavailable | Fault::Refused, Outage::Wait(time)) => started + time,
+            (Fault::Unavailable | Fault::Refused, Outage::Fail) => {
+                // A remote that has been away for the whole time-out is not waited for once more by each reader.
+                let members = self.0.groups.iter().flatten();
+                let failing = members.filter_map(|member| member.health.failing_since());
+                let last = failing.max().unwrap_or(started);
+                last.min(started) + timeout
+            }
+        }
+    }
+
+    /// Asks each remote at most once, the next when one has failed or takes too long.
+    async fn round<T: Send + 'static>(
+        &self,
+        object: &Object,
+        key: Option<Digest>,
+        bytes: u64,
+        ask: &Ask<T>,
+    ) -> Result<T, RemoteError> {
+        let mut next = self.order(key).into_iter();
+        let mut running = FuturesUnordered::new();
+        let mut worst: Option<RemoteError> = None;
+        loop {
+            if running.is_empty() {
+                let Some(member) = next.next() else {
+                    break;
+                };
+                running.push(self.attempt(member, object, bytes, ask));
+            }
+            let hedge = async {
+                match self.0.policy.hedge {
+                    Some(delay) if next.len() > 0 => tokio::time::sleep(delay).await,
+                    _ => std::future::pending().await,
+                }
+            };
+            let result = tokio::select! {
+                result = running.next() => result,
+                () = hedge => {
+                    if let Some(member) = next.next() {
+                        running.push(self.attempt(member, object, bytes, ask));
+                    }
+                    continue;
+                }
+            };
+            match result {
+                Some(Ok(value)) => return Ok(value),
+                Some(Err(error)) => {
+                    // What may go well later tells more than "damaged", and that more than "not found".
+                    let rank = |error: &RemoteError| match error {
+                        RemoteError::NotFound { .. } => 0,
+                        error if error.is_transient() => 2,
+                        _ => 1,
+                    };
+                    if worst
+                        .as_ref()
+                        .is_none_or(|worst| rank(worst) < rank(&error))
+                    {
+                        worst = Some(error);
+                    }
+                    if let Some(member) = next.next() {
+                        running.push(self.attempt(member, object, bytes, ask));
+                    }
+                }
+                None => {}
+            }
+        }
+        match worst {
+            Some(error) if !error.is_not_found() => Err(error),
+            _ => Err(RemoteError::NotFound {
+                remote: Arc::clone(&self.0.address),
+                object: object.clone(),
+            }),
+        }
+    }
+
+    fn order(&self, key: Option<Digest>) -> Vec<&Arc<Member>> {
+        let mut order = Vec::new();
+        for group in &self.0.groups {
+            let mut members: Vec<_> = group.iter().collect();
+            if let Some(key) = key
+                && members.len() > 1
+            {
+                members.sort_by_cached_key(|member| score(member.remote.address(), key));
+            }
+            order.extend(members);
+        }
+        order
+    }
+
+    /// Asks one remote once, with a deadline, and notes how it went.
+    async fn attempt<T: Send + 'static>(
+        &self,
+        member: &Arc<Member>,
+        object: &Object,
+        bytes: u64,
+        ask: &Ask<T>,
+    ) -> Result<T, RemoteError> {
+        let failed = |cause: String| RemoteError::Read {
+            remote: member.remote.address().into(),
+            object: object.clone(),
+            fault: Fault::Unavailable,
+            cause: Arc::new(std::io::Error::other(cause)),
+        };
+        if let Some(reason) = member.health.skipped() {
+            return Err(failed(reason.to_string()));
+        }
+        tokio::time::sleep(member.health.pause(Instant::now())).await;
+        let deadline = self.0.policy.deadline(bytes);
+        let result = tokio::time::timeout(deadline, ask(Arc::clone(&member.remote))).await;
+        let result = result.unwrap_or_else(|_| Err(failed(format!("no answer in {deadline:?}"))));
+        let now = Instant::now();
+        match result.as_ref().err().and_then(RemoteError::fault) {
+            None | Some(Fault::Refused) => {
+                member.health.answered();
+            }
+            Some(Fault::Overload(pause)) => member.health.overloaded(now, pause),
+            Some(Fault::Unavailable) => {
+                let reason = match &result {
+                    Err(RemoteError::Read { cause, .. }) => cause.to_string(),
+                    _ => String::new(),
+                };
+                if member.health.failed(now, &reason) {
+                    probe::start(member, &self.0.back, self.0.policy.idle());
+                }
+            }
+        }
+        result
+    }
+}
+
+/// Fetches a chunk from one remote and compares it with its digest.
+async fn verified(
+    remote: &dyn Remote,
+    chunk: Digest,
+    size: Option<u64>,
+    urgency: &Urgency,
+) -> Result<Bytes, RemoteError> {
+    let bytes = remote.chunk(chunk, size, urgency).await?;
+    verify(chunk, bytes)
+        .await
+        .map_err(|cause| RemoteError::Corrupt {
+            remote: remote.address().into(),
+            object: Object::Chunk(chunk),
+            cause: Arc::new(cause),
+        })
 }
 
 /// Hashing more bytes than this goes to another thread: it would hold up what else runs on this one.
@@ -65,57 +566,84 @@ async fn verify(digest: Digest, bytes: Bytes) -> Result<Bytes, std::io::Error> {
     }
 }
 
-#[async_trait]
-impl Remote for Chain {
-    fn address(&self) -> &str {
-        &self.address
-    }
+/// Rendezvous hashing: each member scores each object, and the best score is asked first.
+fn score(member: &str, key: Digest) -> std::cmp::Reverse<Digest> {
+    static SEED: OnceLock<[u8; 32]> = OnceLock::new();
+    let seed = SEED.get_or_init(|| blake3::derive_key("castore 2026 rendezvous", b""));
+    let mut hasher = blake3::Hasher::new_keyed(seed);
+    hasher.update(member.as_bytes());
+    hasher.update(key.as_bytes());
+    std::cmp::Reverse(hasher.finalize().into())
+}
 
-    async fn manifest(&self, blob: Digest, size: u64) -> Result<Manifest, RemoteError> {
-        self.first(Object::Blob(blob), |remote| remote.manifest(blob, size))
-            .await
-    }
+/// 50 ms, doubled up to 2 s, with jitter: many clients of one remote must not come back at the same moment.
+pub(super) fn delays() -> impl Iterator<Item = Duration> + Send {
+    ExponentialBuilder::default()
+        .with_min_delay(Duration::from_millis(50))
+        .with_max_delay(Duration::from_secs(2))
+        .with_jitter()
+        .without_max_times()
+        .build()
+}
 
-    async fn chunk(&self, chunk: Digest, size: u64) -> Result<Bytes, RemoteError> {
-        self.first(Object::Chunk(chunk), |remote| async move {
-            let bytes = remote.chunk(chunk, size).await?;
-            verify(chunk, bytes)
-                .await
-                .map_err(|cause| RemoteError::Corrupt {
-                    remote: remote.address().into(),
-                    object: Object::Chunk(chunk),
-                    cause: Arc::new(cause),
-                })
-        })
-        .await
-    }
+/// The items of a stream, and an error where none comes for too long.
+pub(super) fn within<T: Send + 'static>(
+    stream: impl Stream<Item = Result<T, RemoteError>> + Send + Unpin + 'static,
+    idle: Duration,
+    remote: Arc<str>,
+    object: Object,
+) -> futures::stream::BoxStream<'static, Result<T, RemoteError>> {
+    futures::stream::unfold(Some(stream), move |stream| {
+        let (remote, object) = (Arc::clone(&remote), object.clone());
+        async move {
+            let mut stream = stream?;
+            if let Ok(item) = tokio::time::timeout(idle, stream.next()).await {
+                return item.map(|item| (item, Some(stream)));
+            }
+            let error = RemoteError::Read {
+                remote,
+                object,
+                fault: Fault::Unavailable,
+                cause: Arc::new(std::io::Error::other(format!("nothing came in {idle:?}"))),
+            };
+            Some((Err(error), None))
+        }
+    })
+    .boxed()
+}
 
-    async fn closure(&self, root: Digest) -> Result<Closure, RemoteError> {
-        self.first(Object::Directory(root), |remote| remote.closure(root))
-            .await
-    }
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
 
-    async fn root(&self, name: &Name) -> Result<Node, RemoteError> {
-        self.first(Object::Root(name.clone()), |remote| remote.root(name))
-            .await
-    }
+    use super::*;
 
-    async fn roots(&self) -> Result<Vec<(Name, Node)>, RemoteError> {
-        let mut all = BTreeMap::new();
-        let mut failed = None;
-        for remote in &self.remotes {
-            match remote.roots().await {
-                Ok(roots) => {
-                    for (name, node) in roots {
-                        all.entry(name).or_insert(node);
-                    }
-                }
-                Err(error) => failed = failed.or(Some(error)),
+    proptest! {
+        /// When a member goes away, only what it was first for moves.
+        #[test]
+        fn rendezvous_hashing_moves_little(keys in prop::collection::vec(any::<[u8; 32]>(), 1..50)) {
+            let members = ["a", "b", "c", "d"];
+            for key in keys {
+                let key = Digest::try_from(&key[..]).unwrap();
+                let first = |members: &[&str]| {
+                    members.iter().min_by_key(|member| score(member, key)).map(ToString::to_string)
+                };
+                let before = first(&members);
+                let after = first(&members[..3]);
+                prop_assert!(before == after || before.as_deref() == Some("d"));
             }
         }
-        match failed {
-            Some(error) if all.is_empty() => Err(error),
-            Some(_) | None => Ok(all.into_iter().collect()),
-        }
+    }
+
+    #[test]
+    fn delays_grow_and_stay_bounded() {
+        let delays: Vec<_> = delays().take(20).collect();
+        assert!(delays[0] < Duration::from_millis(150));
+        assert!(
+            delays[10..]
+                .iter()
+                .all(|delay| *delay >= Duration::from_secs(2))
+        );
+        assert!(delays.iter().all(|delay| *delay <= Duration::from_secs(4)));
     }
 }

@@ -83,8 +83,8 @@ pub(super) fn compress(bytes: &[u8]) -> io::Result<Vec<u8>> {
     zstd::bulk::compress(bytes, COMPRESSION_LEVEL)
 }
 
-/// The content of a zstd frame that must be exactly `size` bytes long.
-pub(super) fn decompress(frame: &[u8], size: u64) -> io::Result<Vec<u8>> {
+/// The content of a zstd frame that must be exactly `size` bytes long, or at the most where not `exact`.
+pub(super) fn decompress(frame: &[u8], size: u64, exact: bool) -> io::Result<Vec<u8>> {
     let capacity = usize::try_from(size).map_err(io::Error::other)?;
     // The content is read in steps and the bound holds at each, so that a lying frame or a lying size costs no memory.
     let mut bytes = Vec::with_capacity(capacity.min(16 << 20));
@@ -93,6 +93,7 @@ pub(super) fn decompress(frame: &[u8], size: u64) -> io::Result<Vec<u8>> {
         .read_to_end(&mut bytes)?;
     match bytes.len().cmp(&capacity) {
         std::cmp::Ordering::Equal => Ok(bytes),
+        std::cmp::Ordering::Less if !exact => Ok(bytes),
         std::cmp::Ordering::Less => Err(io::Error::other(format!(
             "it has {} bytes instead of {size}",
             bytes.len()
@@ -168,14 +169,16 @@ mod tests {
     #[test]
     fn decompression_is_bounded() {
         let frame = compress(&vec![0; 1 << 20]).unwrap();
-        assert_eq!(decompress(&frame, 1 << 20).unwrap().len(), 1 << 20);
-        let more = decompress(&frame, 1000).unwrap_err().to_string();
+        assert_eq!(decompress(&frame, 1 << 20, true).unwrap().len(), 1 << 20);
+        let more = decompress(&frame, 1000, true).unwrap_err().to_string();
         assert!(more.contains("more than the 1000 bytes"), "{more}");
-        let less = decompress(&frame, (1 << 20) + 1).unwrap_err().to_string();
+        let less = decompress(&frame, (1 << 20) + 1, true)
+            .unwrap_err()
+            .to_string();
         assert!(less.contains("instead of"), "{less}");
-        assert!(decompress(&frame[..frame.len() - 1], 1 << 20).is_err());
-        assert!(decompress(b"not zstd", 5).is_err());
-        assert!(decompress(&frame, u64::MAX).is_err());
+        assert!(decompress(&frame[..frame.len() - 1], 1 << 20, true).is_err());
+        assert!(decompress(b"not zstd", 5, true).is_err());
+        assert!(decompress(&frame, u64::MAX, true).is_err());
     }
 
     #[test]
@@ -203,7 +206,7 @@ mod tests {
 
         #[test]
         fn no_bytes_make_the_readers_panic(bytes in proptest::collection::vec(any::<u8>(), 0..100)) {
-            let _ = decompress(&bytes, 50);
+            let _ = decompress(&bytes, 50, true);
             if let Ok(mut reader) = ClosureReader::new(&bytes) {
                 while let Ok(Some(_)) = reader.next() {}
             }

@@ -3,6 +3,7 @@ use std::{
     error::Error,
     path::{Path as FsPath, PathBuf},
     sync::{Arc, Mutex, OnceLock, PoisonError},
+    time::Duration,
 };
 
 use async_trait::async_trait;
@@ -10,9 +11,11 @@ use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
 use object_store::{ObjectStore, ObjectStoreExt, local::LocalFileSystem, path::Path};
 
-use super::{Closure, Object, Publish, Remote, RemoteError, layout};
+use super::{
+    Closure, Fault, Object, PathInfo, Pieces, Publish, Remote, RemoteError, Urgency, cloud, layout,
+};
 use crate::{
-    model::{Digest, Manifest, Name, Node},
+    model::{Digest, Manifest, Name, Node, OutputHash},
     proto,
 };
 
@@ -28,12 +31,19 @@ const DECOMPRESS_HERE: usize = 64 << 10;
 const MAX_METADATA: u64 = 64 << 20;
 /// The largest chunk that is read, in bytes: it has to fit in memory.
 const MAX_CHUNK: u64 = 1 << 30;
+/// The largest chunk whose size nobody has told, in bytes.
+const MAX_UNKNOWN: u64 = 64 << 20;
 
 /// A store in the object store layout of tvix and snix.
 #[derive(Debug)]
 pub struct ObjectStoreRemote {
-    directory: PathBuf,
+    /// Where it is, when it is in a directory.
+    directory: Option<PathBuf>,
     address: Arc<str>,
+    /// The most time between two pieces of an answer.
+    idle: Duration,
+    /// Whether names can be listed; where not, there are none to see.
+    lists: bool,
     /// Opened at the first use that finds the directory: it may be on a disk that is attached later.
     store: OnceLock<Arc<dyn ObjectStore>>,
     /// Objects put since the last sync, up to one more than are synced one by one. The lock is held for a list
@@ -46,9 +56,25 @@ impl ObjectStoreRemote {
     #[must_use]
     pub fn directory(path: &FsPath) -> Self {
         Self {
-            directory: path.to_owned(),
+            directory: Some(path.to_owned()),
             address: format!("objectstore+file://{}", path.display()).into(),
+            idle: Duration::MAX,
+            lists: true,
             store: OnceLock::new(),
+            unsynced: Mutex::default(),
+        }
+    }
+
+    /// A store that was opened. `idle` is the most time between two pieces of an answer; `lists` tells whether its
+    /// objects can be listed.
+    #[must_use]
+    pub fn over(store: Arc<dyn ObjectStore>, address: &str, idle: Duration, lists: bool) -> Self {
+        Self {
+            directory: None,
+            address: address.into(),
+            idle,
+            lists,
+            store: OnceLock::from(store),
             unsynced: Mutex::default(),
         }
     }
@@ -71,14 +97,15 @@ impl ObjectStoreRemote {
         let failed = |cause| RemoteError::Read {
             remote: Arc::clone(&self.address),
             object: Object::Store,
+            fault: Fault::Refused,
             cause,
         };
-        if !self.directory.is_dir() {
+        let Some(directory) = self.directory.as_ref().filter(|path| path.is_dir()) else {
             let cause = "the directory is not there; `castore import` makes it".into();
             return Err(failed(Arc::new(std::io::Error::other::<String>(cause))));
-        }
-        let store = LocalFileSystem::new_with_prefix(&self.directory)
-            .map_err(|error| failed(Arc::new(error)))?;
+        };
+        let store =
+            LocalFileSystem::new_with_prefix(directory).map_err(|error| failed(Arc::new(error)))?;
         Ok(self.store.get_or_init(|| Arc::new(store)))
     }
 
@@ -93,8 +120,33 @@ impl ObjectStoreRemote {
             error => RemoteError::Read {
                 remote,
                 object,
-                cause: Arc::new(error),
+                fault: self.fault(&error),
+                cause: self.cause(error),
             },
+        }
+    }
+
+    /// A disk that fails goes on failing; a network may not.
+    fn fault(&self, error: &object_store::Error) -> Fault {
+        match self.directory {
+            Some(_) => Fault::Refused,
+            None => cloud::fault(error),
+        }
+    }
+
+    fn cause(&self, error: object_store::Error) -> Arc<dyn Error + Send + Sync> {
+        match self.directory {
+            Some(_) => Arc::new(error),
+            None => Arc::new(std::io::Error::other(cloud::explain(&error))),
+        }
+    }
+
+    fn put_failed(&self, object: Object, error: object_store::Error) -> RemoteError {
+        RemoteError::Write {
+            remote: Arc::clone(&self.address),
+            object,
+            fault: self.fault(&error),
+            cause: self.cause(error),
         }
     }
 
@@ -106,6 +158,7 @@ impl ObjectStoreRemote {
         RemoteError::Write {
             remote: Arc::clone(&self.address),
             object,
+            fault: Fault::Refused,
             cause: Arc::new(error),
         }
     }
@@ -120,22 +173,79 @@ impl ObjectStoreRemote {
 
     async fn get(&self, object: &Object, key: &Path, max: u64) -> Result<Bytes, RemoteError> {
         let failed = |error| self.read_failed(object.clone(), error);
-        let result = self.store()?.get(key).await.map_err(failed)?;
-        if result.meta.size > max {
+        let request = self.store()?.get(key);
+        let result = match self.directory {
+            Some(_) => request.await.map_err(failed)?,
+            None => self.in_time(object, request).await?.map_err(failed)?,
+        };
+        let too_large = |bytes: u64| {
             let error = std::io::Error::other(format!(
-                "the object has {} bytes; at most {max} are accepted",
-                result.meta.size
+                "the object has {bytes} bytes; at most {max} are accepted"
             ));
-            return Err(self.corrupt(object.clone(), error));
+            Err(self.corrupt(object.clone(), error))
+        };
+        if result.meta.size > max {
+            return too_large(result.meta.size);
         }
-        result.bytes().await.map_err(failed)
+        if self.directory.is_some() {
+            return result.bytes().await.map_err(failed);
+        }
+        let announced = result.meta.size;
+        let mut stream = result.into_stream();
+        let mut pieces = Vec::new();
+        let mut bytes = 0;
+        while let Some(piece) = self.in_time(object, stream.next()).await? {
+            let piece = piece.map_err(failed)?;
+            bytes += piece.len() as u64;
+            // A server may send more than it has announced.
+            if bytes > max {
+                return too_large(bytes);
+            }
+            pieces.push(piece);
+        }
+        if bytes != announced {
+            return Err(RemoteError::Read {
+                remote: Arc::clone(&self.address),
+                object: object.clone(),
+                fault: Fault::Unavailable,
+                cause: Arc::new(std::io::Error::other(format!(
+                    "{bytes} of {announced} bytes came"
+                ))),
+            });
+        }
+        Ok(match &mut pieces[..] {
+            [only] => std::mem::take(only),
+            pieces => pieces.concat().into(),
+        })
+    }
+
+    /// Gives up when nothing comes for too long.
+    async fn in_time<T>(
+        &self,
+        object: &Object,
+        request: impl Future<Output = T>,
+    ) -> Result<T, RemoteError> {
+        tokio::time::timeout(self.idle, request)
+            .await
+            .map_err(|_| RemoteError::Read {
+                remote: Arc::clone(&self.address),
+                object: object.clone(),
+                fault: Fault::Unavailable,
+                cause: Arc::new(std::io::Error::other(format!(
+                    "nothing came in {:?}",
+                    self.idle
+                ))),
+            })
     }
 
     async fn put(&self, object: Object, key: &Path, bytes: Vec<u8>) -> Result<(), RemoteError> {
         self.store()?
             .put(key, bytes.into())
             .await
-            .map_err(|error| self.write_failed(object, error))?;
+            .map_err(|error| self.put_failed(object, error))?;
+        if self.directory.is_none() {
+            return Ok(());
+        }
         let mut unsynced = self.unsynced();
         if unsynced.len() <= SYNCED_SINGLY {
             unsynced.push(key.clone());
@@ -206,29 +316,26 @@ impl Remote for ObjectStoreRemote {
         &self.address
     }
 
-    async fn manifest(&self, blob: Digest, size: u64) -> Result<Manifest, RemoteError> {
+    async fn manifest(&self, blob: Digest) -> Result<Option<Manifest>, RemoteError> {
         let object = Object::Blob(blob);
-        if size == 0 && blob == Digest::empty() {
-            return Ok(Manifest::whole(blob, 0));
+        if blob == Digest::empty() {
+            return Ok(None);
         }
         let bytes = self
             .get(&object, &layout::blob_key(blob), MAX_METADATA)
             .await?;
-        let manifest = proto::decode_manifest(&bytes)
-            .map_err(|error| self.corrupt(object.clone(), error))?
-            .unwrap_or_else(|| Manifest::whole(blob, size));
-        if manifest.size() != size {
-            let error = std::io::Error::other(format!(
-                "its chunks have {} bytes instead of {size}",
-                manifest.size()
-            ));
-            return Err(self.corrupt(object, error));
-        }
-        Ok(manifest)
+        proto::decode_manifest(&bytes).map_err(|error| self.corrupt(object, error))
     }
 
-    async fn chunk(&self, chunk: Digest, size: u64) -> Result<Bytes, RemoteError> {
+    async fn chunk(
+        &self,
+        chunk: Digest,
+        size: Option<u64>,
+        _: &Urgency,
+    ) -> Result<Bytes, RemoteError> {
         let object = Object::Chunk(chunk);
+        let exact = size.is_some();
+        let size = size.unwrap_or(MAX_UNKNOWN);
         if size > MAX_CHUNK {
             let error = std::io::Error::other(format!(
                 "a chunk of {size} bytes; at most {MAX_CHUNK} are accepted"
@@ -239,12 +346,18 @@ impl Remote for ObjectStoreRemote {
         let max = size.saturating_add(size / 128).saturating_add(1 << 10);
         let frame = self.get(&object, &layout::chunk_key(chunk), max).await?;
         let bytes = match frame.len() > DECOMPRESS_HERE || size > DECOMPRESS_HERE as u64 {
-            true => off_thread(move || layout::decompress(&frame, size)).await,
-            false => layout::decompress(&frame, size),
+            true => off_thread(move || layout::decompress(&frame, size, exact)).await,
+            false => layout::decompress(&frame, size, exact),
         };
         bytes
             .map(Bytes::from)
             .map_err(|error| self.corrupt(object, error))
+    }
+
+    async fn pieces(&self, blob: Digest, size: Option<u64>) -> Result<Pieces, RemoteError> {
+        // It is one chunk here, and has to be there as a whole to be decompressed.
+        let bytes = self.chunk(blob, size, &Urgency::reader()).await?;
+        Ok(futures::stream::iter([Ok(bytes)]).boxed())
     }
 
     async fn closure(&self, root: Digest) -> Result<Closure, RemoteError> {
@@ -289,7 +402,7 @@ impl Remote for ObjectStoreRemote {
 
     async fn roots(&self) -> Result<Vec<(Name, Node)>, RemoteError> {
         let prefix = layout::roots_prefix();
-        let mut roots: Vec<_> = self
+        let listed = self
             .store()?
             .list(Some(&prefix))
             .map_err(|error| self.read_failed(Object::Roots, error))
@@ -314,10 +427,25 @@ impl Remote for ObjectStoreRemote {
             })
             .try_buffer_unordered(ROOTS_AT_ONCE)
             .try_filter_map(|root| async move { Ok(root) })
-            .try_collect()
-            .await?;
+            .try_collect::<Vec<_>>();
+        let mut roots = match self.in_time(&Object::Roots, listed).await? {
+            Err(error) if !self.lists && error.fault() == Some(Fault::Refused) => Vec::new(),
+            roots => roots?,
+        };
         roots.sort_by(|a, b| a.0.cmp(&b.0));
         Ok(roots)
+    }
+
+    async fn path_info(&self, hash: OutputHash) -> Result<PathInfo, RemoteError> {
+        // The layout has no place for them.
+        Err(RemoteError::NotFound {
+            remote: Arc::clone(&self.address),
+            object: Object::StorePath(hash),
+        })
+    }
+
+    async fn path_infos(&self) -> Result<Vec<PathInfo>, RemoteError> {
+        Ok(Vec::new())
     }
 }
 
@@ -376,15 +504,23 @@ impl Publish for ObjectStoreRemote {
     }
 
     async fn remove_root(&self, name: &Name) -> Result<bool, RemoteError> {
-        match self.store()?.delete(&self.root_key(name)?).await {
+        let key = self.root_key(name)?;
+        // S3 says of an object that was not there that it is gone.
+        if self.size(Object::Root(name.clone()), &key).await? == 0 {
+            return Ok(false);
+        }
+        match self.store()?.delete(&key).await {
             Ok(()) => Ok(true),
             Err(object_store::Error::NotFound { .. }) => Ok(false),
-            Err(error) => Err(self.write_failed(Object::Root(name.clone()), error)),
+            Err(error) => Err(self.put_failed(Object::Root(name.clone()), error)),
         }
     }
 
     async fn sync(&self) -> Result<(), RemoteError> {
-        let directory = self.directory.clone();
+        let Some(directory) = self.directory.clone() else {
+            // An object store answers a put when the object is safe.
+            return Ok(());
+        };
         let unsynced = std::mem::take(&mut *self.unsynced());
         off_thread(move || sync(&directory, &unsynced))
             .await

@@ -1,0 +1,131 @@
+use std::sync::Arc;
+
+use super::{Cache, CacheError, index, store::Command};
+use crate::{
+    model::{Name, Node, OutputHash, StorePath},
+    remote::{Object, PathInfo, Patience, RemoteError},
+};
+
+// What changes: names, and what stores say of Nix store paths. The remotes know, and the index remembers what they said
+// last.
+impl Cache {
+    /// The node that a name stands for: as the remote says, or where no remote answers, as it said last.
+    ///
+    /// # Errors
+    /// When there is no such name, or no remote answers and the name was never asked for.
+    pub async fn root(self: &Arc<Self>, name: &Name) -> Result<Node, CacheError> {
+        let mut answer = self.remote.root(name, Patience::Once).await;
+        if let Err(error) = &answer
+            && !error.is_not_found()
+        {
+            let (remote, wanted) = (self.remote_name(), name.clone());
+            let offline = self.remote.is_offline();
+            let known =
+                self.query(move |connection| index::name(connection, &remote, &wanted, offline));
+            if let Some(node) = known.await? {
+                tracing::info!(%name, %error, "the name is taken from the cache");
+                return Ok(node);
+            }
+            if error.is_transient() {
+                answer = self.remote.root(name, Patience::Policy).await;
+            }
+        }
+        match answer {
+            Ok(node) => {
+                self.send(Command::Name(
+                    self.remote_name(),
+                    name.clone(),
+                    node.clone(),
+                ));
+                Ok(node)
+            }
+            Err(error) => {
+                if error.is_not_found() {
+                    self.send(Command::ForgetName(self.remote_name(), name.clone()));
+                }
+                Err(error.into())
+            }
+        }
+    }
+
+    /// All names, as [`Cache::root`] says of one.
+    ///
+    /// # Errors
+    /// When no remote answers and no name is known.
+    pub async fn roots(self: &Arc<Self>) -> Result<Vec<(Name, Node)>, CacheError> {
+        match self.remote.roots().await {
+            Ok(roots) => {
+                for (name, node) in &roots {
+                    self.send(Command::Name(
+                        self.remote_name(),
+                        name.clone(),
+                        node.clone(),
+                    ));
+                }
+                Ok(roots)
+            }
+            Err(error) => {
+                let remote = self.remote_name();
+                let known = self
+                    .query(move |connection| index::names(connection, &remote))
+                    .await?;
+                if known.is_empty() {
+                    return Err(error.into());
+                }
+                tracing::info!(%error, "the names are taken from the cache");
+                Ok(known)
+            }
+        }
+    }
+
+    /// What is known of a store path: from the index where it has it, since a store path's content does not change.
+    ///
+    /// # Errors
+    /// When neither the index nor a remote knows it.
+    pub async fn path_info(self: &Arc<Self>, hash: OutputHash) -> Result<PathInfo, CacheError> {
+        let known = self.query(move |connection| index::path_info(connection, hash));
+        if let Some(info) = known.await? {
+            return Ok(info);
+        }
+        let info = self.remote.path_info(hash, Patience::Policy).await?;
+        self.send(Command::PathInfo(info.clone()));
+        Ok(info)
+    }
+
+    /// The node of a store path. Its whole name counts: whoever has the hash of one path must not be shown another.
+    ///
+    /// # Errors
+    /// As [`Cache::path_info`].
+    pub async fn store_path(self: &Arc<Self>, path: &StorePath) -> Result<Node, CacheError> {
+        let info = self.path_info(path.hash()).await?;
+        if info.path == *path {
+            return Ok(info.node);
+        }
+        Err(CacheError::Remote(RemoteError::NotFound {
+            remote: self.remote_name(),
+            object: Object::StorePath(path.hash()),
+        }))
+    }
+
+    /// All store paths that the remotes list, or where none answers, those that are known here.
+    ///
+    /// # Errors
+    /// When no remote answers and none is known.
+    pub async fn path_infos(self: &Arc<Self>) -> Result<Vec<PathInfo>, CacheError> {
+        match self.remote.path_infos().await {
+            Ok(infos) => Ok(infos),
+            Err(error) => {
+                let known = self.query(index::path_infos).await?;
+                if known.is_empty() {
+                    return Err(error.into());
+                }
+                tracing::info!(%error, "the store paths are taken from the cache");
+                Ok(known)
+            }
+        }
+    }
+
+    fn remote_name(&self) -> Arc<str> {
+        self.remote.address().into()
+    }
+}

@@ -1,0 +1,507 @@
+//! A server that speaks the gRPC protocol of tvix and snix, and perhaps castore's own service for names.
+//!
+//! - [`GrpcRemote`]: requests and answers
+//! - [`Server`]: where it is and how to get there, from an address
+//! - `connections`: HTTP/2 connections, as many as are worth it
+//! - `codec`: messages that are not decoded, because their digest is that of the bytes
+//! - `status`: what a gRPC status means
+
+mod codec;
+mod connections;
+mod publish;
+mod server;
+mod status;
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU8, Ordering},
+    },
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::{Stream, StreamExt};
+use http::uri::PathAndQuery;
+use tonic::{
+    Code, Request, Status, Streaming,
+    metadata::{Ascii, MetadataValue},
+};
+
+pub(super) use self::server::Server;
+use self::{codec::Raw, connections::Connections};
+use super::{Closure, Fault, Object, PathInfo, Pieces, Policy, Remote, RemoteError, Urgency};
+use crate::{
+    model::{Digest, Manifest, Name, Node, OutputHash, StorePath},
+    proto::{
+        self,
+        castore::v1::{GetRootRequest, ListRootsRequest},
+        tvix::{
+            castore::v1::{self as castore, get_directory_request},
+            store::v1::{self as store, get_path_info_request},
+        },
+    },
+};
+
+/// Request metadata that tells a server how urgent a chunk is.
+pub const PRIORITY: &str = "castore-priority";
+/// Its value where no reader waits.
+pub const PREFETCH: &str = "prefetch";
+/// Request metadata that tells a server the size of what is asked for, in bytes.
+pub const SIZE: &str = "castore-size";
+/// Answer metadata that tells how long an overloaded server wants to be left alone, in milliseconds.
+pub(crate) const RETRY_AFTER: &str = "castore-retry-after-ms";
+
+/// The largest message that is accepted, in bytes: a directory of about a million entries.
+pub(crate) const MAX_MESSAGE: usize = 128 << 20;
+/// The largest chunk, in bytes: it has to fit in memory.
+const MAX_CHUNK: u64 = 1 << 30;
+/// Store paths that are listed at the most.
+const MAX_LISTED: usize = 10_000_000;
+
+/// The package names under which a server offers the protocol.
+const PACKAGES: [&str; 2] = ["tvix", "snix"];
+/// Not found out yet.
+const UNKNOWN: u8 = u8::MAX;
+
+/// A store behind a gRPC server.
+#[derive(Debug)]
+pub struct GrpcRemote {
+    address: Arc<str>,
+    connections: Connections,
+    token: Option<MetadataValue<Ascii>>,
+    /// The most time between two messages of an answer.
+    idle: Duration,
+    /// Position in [`PACKAGES`].
+    package: AtomicU8,
+}
+
+impl GrpcRemote {
+    /// Connects at the first request. Must be called within a tokio runtime.
+    ///
+    /// # Errors
+    /// When a file that the address names cannot be read or is not what it should be.
+    pub fn new(server: &Server, policy: &Policy) -> Result<Self, String> {
+        let package = PACKAGES
+            .iter()
+            .position(|package| Some(*package) == server.protocol.as_deref())
+            .and_then(|position| u8::try_from(position).ok());
+        Ok(Self {
+            address: server.shown.as_str().into(),
+            connections: Connections::new(server, policy.idle())?,
+            token: server.token()?,
+            idle: policy.idle(),
+            package: AtomicU8::new(package.unwrap_or(UNKNOWN)),
+        })
+    }
+
+    fn request<M>(&self, message: M) -> Request<M> {
+        let mut request = Request::new(message);
+        if let Some(token) = &self.token {
+            request
+                .metadata_mut()
+                .insert("authorization", token.clone());
+        }
+        request
+    }
+
+    /// Sends a request to a service of the protocol, under the package name that the server knows.
+    async fn call<Q, A>(
+        &self,
+        object: &Object,
+        method: &str,
+        message: Q,
+        mark: impl Fn(&mut Request<Q>),
+    ) -> Result<Answer<A>, RemoteError>
+    where
+        Q: prost::Message + Clone + 'static,
+        A: codec::Answered,
+    {
+        let known = self.package.load(Ordering::Relaxed);
+        let packages = match PACKAGES.get(usize::from(known)) {
+            Some(package) => std::slice::from_ref(package),
+            None => &PACKAGES[..],
+        };
+        let mut refused = None;
+        for (at, package) in packages.iter().enumerate() {
+            let mut request = self.request(message.clone());
+            mark(&mut request);
+            let path = format!("/{package}.{method}");
+            match self.send(object, &path, request).await {
+                Err(status) if status.code() == Code::Unimplemented => refused = Some(status),
+                answer => {
+                    // "Not found" and the like come from a service that is there.
+                    let spoken = match &answer {
+                        Ok(_) => true,
+                        Err(status) => status::is_from_service(status),
+                    };
+                    if known == UNKNOWN && spoken {
+                        let at = u8::try_from(at).unwrap_or(UNKNOWN);
+                        self.package.store(at, Ordering::Relaxed);
+                    }
+                    return answer.map_err(|status| self.failed(object.clone(), &status));
+                }
+            }
+        }
+        let status = refused.unwrap_or_else(|| Status::unimplemented("no protocol"));
+        Err(self.failed(object.clone(), &status))
+    }
+
+    /// Sends a request and waits for the first message, or for the end where there is none.
+    async fn send<Q, A>(
+        &self,
+        object: &Object,
+        path: &str,
+        request: Request<Q>,
+    ) -> Result<Answer<A>, Status>
+    where
+        Q: prost::Message + 'static,
+        A: codec::Answered,
+    {
+        let path: PathAndQuery = path
+            .parse()
+            .map_err(|_| Status::invalid_argument("a bad method name"))?;
+        let connection = self.connections.get();
+        let mut client =
+            tonic::client::Grpc::new(connection.channel()).max_decoding_message_size(MAX_MESSAGE);
+        let first = async {
+            client
+                .ready()
+                .await
+                .map_err(|error| Status::unavailable(status::innermost(&error)))?;
+            let answer = client
+                .server_streaming(request, path, A::codec::<Q>())
+                .await?;
+            let mut stream: Streaming<A> = answer.into_inner();
+            let first = stream.message().await?;
+            Ok::<_, Status>((first, stream))
+        };
+        let (first, stream) = tokio::time::timeout(self.idle, first)
+            .await
+            .map_err(|_| Status::unavailable(format!("no answer in {:?}", self.idle)))??;
+        Ok(Answer {
+            first,
+            stream,
+            idle: self.idle,
+            remote: Arc::clone(&self.address),
+            object: object.clone(),
+            _connection: connection,
+        })
+    }
+
+    fn failed(&self, object: Object, status: &Status) -> RemoteError {
+        status::read_failed(Arc::clone(&self.address), object, status)
+    }
+
+    fn corrupt(
+        &self,
+        object: Object,
+        cause: impl std::error::Error + Send + Sync + 'static,
+    ) -> RemoteError {
+        RemoteError::Corrupt {
+            remote: Arc::clone(&self.address),
+            object,
+            cause: Arc::new(cause),
+        }
+    }
+
+    fn not_found(&self, object: Object) -> RemoteError {
+        RemoteError::NotFound {
+            remote: Arc::clone(&self.address),
+            object,
+        }
+    }
+
+    async fn stat(
+        &self,
+        blob: Digest,
+        chunks: bool,
+    ) -> Result<castore::StatBlobResponse, RemoteError> {
+        let object = Object::Blob(blob);
+        let message = castore::StatBlobRequest {
+            digest: bytes(blob),
+            send_chunks: chunks,
+            send_bao: false,
+        };
+        let method = "castore.v1.BlobService/Stat";
+        let answer: Answer<castore::StatBlobResponse> =
+            self.call(&object, method, message, |_| ()).await?;
+        answer.only().await
+    }
+
+    async fn read(
+        &self,
+        object: &Object,
+        blob: Digest,
+        size: Option<u64>,
+        urgency: &Urgency,
+    ) -> Result<Answer<castore::BlobChunk>, RemoteError> {
+        let message = castore::ReadBlobRequest {
+            digest: bytes(blob),
+        };
+        let mark = |request: &mut Request<_>| {
+            if !urgency.is_reader() {
+                let prefetch = MetadataValue::from_static(PREFETCH);
+                request.metadata_mut().insert(PRIORITY, prefetch);
+            }
+            if let Some(size) = size {
+                request.metadata_mut().insert(SIZE, size.into());
+            }
+        };
+        self.call(object, "castore.v1.BlobService/Read", message, mark)
+            .await
+    }
+
+    fn store_path(&self, info: store::PathInfo) -> Result<PathInfo, RemoteError> {
+        let object = Object::StorePaths;
+        let corrupt = |cause: String| self.corrupt(object.clone(), std::io::Error::other(cause));
+        let node = info.node.ok_or_else(|| corrupt("no node".to_owned()))?;
+        let (name, node) =
+            proto::node_of(node).map_err(|error| self.corrupt(object.clone(), error))?;
+        let path = StorePath::from_basename(name).map_err(|error| corrupt(error.to_string()))?;
+        let references = info
+            .references
+            .iter()
+            .map(|hash| OutputHash::try_from(&hash[..]))
+            .collect::<Result<_, _>>()
+            .map_err(|_| corrupt(format!("{path} has a reference that is no output hash")))?;
+        Ok(PathInfo {
+            path,
+            node,
+            references,
+        })
+    }
+}
+
+/// An answer that has begun. The connection counts as busy until it is dropped.
+struct Answer<A> {
+    first: Option<A>,
+    stream: Streaming<A>,
+    idle: Duration,
+    remote: Arc<str>,
+    object: Object,
+    _connection: connections::Connection,
+}
+
+impl<A: Send + 'static> Answer<A> {
+    async fn next(&mut self) -> Option<Result<A, RemoteError>> {
+        if let Some(first) = self.first.take() {
+            return Some(Ok(first));
+        }
+        let message = match tokio::time::timeout(self.idle, self.stream.message()).await {
+            Ok(message) => message.transpose()?,
+            Err(_) => Err(Status::unavailable(format!(
+                "nothing came in {:?}",
+                self.idle
+            ))),
+        };
+        Some(message.map_err(|status| {
+            status::read_failed(Arc::clone(&self.remote), self.object.clone(), &status)
+        }))
+    }
+
+    /// The one message of an answer that has one.
+    async fn only(mut self) -> Result<A, RemoteError> {
+        let message = self.next().await.unwrap_or_else(|| {
+            let status = Status::internal("an empty answer");
+            Err(status::read_failed(
+                Arc::clone(&self.remote),
+                self.object.clone(),
+                &status,
+            ))
+        })?;
+        // The status comes after the message.
+        while let Some(rest) = self.next().await {
+            rest?;
+        }
+        Ok(message)
+    }
+
+    fn into_stream(self) -> impl Stream<Item = Result<A, RemoteError>> + Send + 'static {
+        futures::stream::unfold(Some(self), |answer| async move {
+            let mut answer = answer?;
+            match answer.next().await? {
+                Ok(message) => Some((Ok(message), Some(answer))),
+                Err(error) => Some((Err(error), None)),
+            }
+        })
+    }
+}
+
+fn bytes(digest: Digest) -> Bytes {
+    Bytes::copy_from_slice(digest.as_bytes())
+}
+
+#[async_trait]
+impl Remote for GrpcRemote {
+    fn address(&self) -> &str {
+        &self.address
+    }
+
+    async fn manifest(&self, blob: Digest) -> Result<Option<Manifest>, RemoteError> {
+        let stat = self.stat(blob, true).await?;
+        proto::manifest_of(&stat).map_err(|error| self.corrupt(Object::Blob(blob), error))
+    }
+
+    async fn chunk(
+        &self,
+        chunk: Digest,
+        size: Option<u64>,
+        urgency: &Urgency,
+    ) -> Result<Bytes, RemoteError> {
+        let object = Object::Chunk(chunk);
+        let max = size.unwrap_or(MAX_CHUNK).min(MAX_CHUNK);
+        let mut answer = self.read(&object, chunk, size, urgency).await?;
+        let mut pieces = Vec::new();
+        let mut received = 0;
+        while let Some(piece) = answer.next().await {
+            let data = piece?.data;
+            received += data.len() as u64;
+            if received > max {
+                let error = std::io::Error::other(format!("it has more than {max} bytes"));
+                return Err(self.corrupt(object, error));
+            }
+            pieces.push(data);
+        }
+        // Most answers are one message, which is handed on as it is.
+        let bytes = match &mut pieces[..] {
+            [only] => std::mem::take(only),
+            pieces => pieces.concat().into(),
+        };
+        self.complete(bytes, size, object)
+    }
+
+    async fn pieces(&self, blob: Digest, size: Option<u64>) -> Result<Pieces, RemoteError> {
+        let object = Object::Blob(blob);
+        let answer = self.read(&object, blob, size, &Urgency::reader()).await?;
+        let pieces = answer.into_stream();
+        Ok(pieces.map(|piece| piece.map(|piece| piece.data)).boxed())
+    }
+
+    async fn closure(&self, root: Digest) -> Result<Closure, RemoteError> {
+        if root == Digest::empty() {
+            return Ok(futures::stream::iter([Ok(Bytes::new())]).boxed());
+        }
+        let object = Object::Directory(root);
+        let message = castore::GetDirectoryRequest {
+            by_what: Some(get_directory_request::ByWhat::Digest(bytes(root))),
+            recursive: true,
+        };
+        let method = "castore.v1.DirectoryService/Get";
+        let answer: Answer<Raw> = self.call(&object, method, message, |_| ()).await?;
+        if answer.first.is_none() {
+            return Err(self.not_found(object));
+        }
+        Ok(answer.into_stream().map(|raw| raw.map(|raw| raw.0)).boxed())
+    }
+
+    async fn root(&self, name: &Name) -> Result<Node, RemoteError> {
+        let object = Object::Root(name.clone());
+        let message = GetRootRequest {
+            name: name.as_bytes().clone(),
+        };
+        let request = self.request(message);
+        let path = "/castore.v1.RootService/Get";
+        let answer: Answer<castore::Node> = match self.send(&object, path, request).await {
+            Ok(answer) => answer,
+            // A server without names is a server that has none.
+            Err(status) if status.code() == Code::Unimplemented => {
+                return Err(self.not_found(object));
+            }
+            Err(status) => return Err(self.failed(object, &status)),
+        };
+        let (found, node) = proto::node_of(answer.only().await?)
+            .map_err(|error| self.corrupt(object.clone(), error))?;
+        if found == *name {
+            return Ok(node);
+        }
+        let error = std::io::Error::other(format!("the answer is about {found:?}"));
+        Err(self.corrupt(object, error))
+    }
+
+    async fn roots(&self) -> Result<Vec<(Name, Node)>, RemoteError> {
+        let request = self.request(ListRootsRequest {});
+        let path = "/castore.v1.RootService/List";
+        let mut answer: Answer<castore::Node> = match self.send(&Object::Roots, path, request).await
+        {
+            Ok(answer) => answer,
+            Err(status) if status.code() == Code::Unimplemented => return Ok(Vec::new()),
+            Err(status) => return Err(self.failed(Object::Roots, &status)),
+        };
+        let mut roots = Vec::new();
+        while let Some(node) = answer.next().await {
+            match proto::node_of(node?) {
+                Ok(root) => roots.push(root),
+                Err(error) => {
+                    tracing::warn!(remote = &*self.address, %error, "root name left out");
+                }
+            }
+        }
+        roots.sort_by(|a, b| a.0.cmp(&b.0));
+        Ok(roots)
+    }
+
+    async fn path_info(&self, hash: OutputHash) -> Result<PathInfo, RemoteError> {
+        let object = Object::StorePath(hash);
+        let output_hash = Bytes::copy_from_slice(hash.as_bytes());
+        let message = store::GetPathInfoRequest {
+            by_what: Some(get_path_info_request::ByWhat::ByOutputHash(output_hash)),
+        };
+        let method = "store.v1.PathInfoService/Get";
+        let answer: Result<Answer<store::PathInfo>, _> =
+            self.call(&object, method, message, |_| ()).await;
+        let info = match answer {
+            Ok(answer) => self.store_path(answer.only().await?)?,
+            Err(error) if status::is_unimplemented(&error) => return Err(self.not_found(object)),
+            Err(error) => return Err(error),
+        };
+        if info.path.hash() != hash {
+            return Err(self.not_found(object));
+        }
+        Ok(info)
+    }
+
+    async fn path_infos(&self) -> Result<Vec<PathInfo>, RemoteError> {
+        let method = "store.v1.PathInfoService/List";
+        let message = store::ListPathInfoRequest {};
+        let mut answer: Answer<store::PathInfo> = self
+            .call(&Object::StorePaths, method, message, |_| ())
+            .await?;
+        let mut infos = Vec::new();
+        while let Some(info) = answer.next().await {
+            match self.store_path(info?) {
+                Ok(info) => infos.push(info),
+                Err(error) => tracing::warn!(%error, "store path left out"),
+            }
+            if infos.len() > MAX_LISTED {
+                let error = std::io::Error::other(format!("more than {MAX_LISTED} store paths"));
+                return Err(self.corrupt(Object::StorePaths, error));
+            }
+        }
+        Ok(infos)
+    }
+}
+
+impl GrpcRemote {
+    /// The bytes of an answer, which must be as many as were announced.
+    fn complete(
+        &self,
+        bytes: Bytes,
+        size: Option<u64>,
+        object: Object,
+    ) -> Result<Bytes, RemoteError> {
+        match size {
+            Some(size) if size != bytes.len() as u64 => Err(RemoteError::Read {
+                remote: Arc::clone(&self.address),
+                object,
+                fault: Fault::Unavailable,
+                cause: Arc::new(std::io::Error::other(format!(
+                    "{} of {size} bytes came",
+                    bytes.len()
+                ))),
+            }),
+            _ => Ok(bytes),
+        }
+    }
+}

@@ -1,0 +1,228 @@
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::{Stream, StreamExt};
+use tonic::{Code, Request, Status};
+
+use super::{GrpcRemote, codec::Answered, status};
+use crate::{
+    model::{Digest, Manifest, Name, Node},
+    proto::{
+        self,
+        castore::v1::{PutRootResponse, RemoveRootRequest, RemoveRootResponse},
+        tvix::castore::v1 as castore,
+    },
+    remote::{Object, Publish, Remote, RemoteError, Urgency},
+};
+
+/// Bytes of a message when a blob is sent; servers take 4 MiB.
+const PIECE: usize = 1 << 20;
+
+impl GrpcRemote {
+    /// Sends a stream and gives the one answer.
+    async fn put<Q, A>(
+        &self,
+        object: &Object,
+        method: &str,
+        messages: impl Stream<Item = Q> + Send + 'static,
+    ) -> Result<A, RemoteError>
+    where
+        Q: prost::Message + 'static,
+        A: Answered,
+    {
+        // So that it is known which package the server speaks before anything is sent.
+        match self
+            .stat(Digest::of(b"castore: which protocol?"), false)
+            .await
+        {
+            Ok(_) | Err(RemoteError::NotFound { .. }) => {}
+            Err(error) => return Err(error),
+        }
+        let at = self.package.load(std::sync::atomic::Ordering::Relaxed);
+        let package = super::PACKAGES
+            .get(usize::from(at))
+            .unwrap_or(&super::PACKAGES[0]);
+        let path = format!("/{package}.{method}");
+        let request = self.request(messages);
+        self.send_stream(&path, request).await.map_err(|status| {
+            status::write_failed(Arc::clone(&self.address), object.clone(), &status)
+        })
+    }
+
+    async fn send_stream<Q, A>(
+        &self,
+        path: &str,
+        request: Request<impl Stream<Item = Q> + Send + 'static>,
+    ) -> Result<A, Status>
+    where
+        Q: prost::Message + 'static,
+        A: Answered,
+    {
+        let path = path
+            .parse()
+            .map_err(|_| Status::invalid_argument("a bad method name"))?;
+        let connection = self.connections.get();
+        let mut client = tonic::client::Grpc::new(connection.channel());
+        client
+            .ready()
+            .await
+            .map_err(|error| Status::unavailable(status::innermost(&error)))?;
+        let answer = client
+            .client_streaming(request, path, A::codec::<Q>())
+            .await?;
+        Ok(answer.into_inner())
+    }
+
+    /// Sends a request with one message to castore's own service.
+    async fn change_name<Q, A>(&self, method: &str, message: Q) -> Result<A, Status>
+    where
+        Q: prost::Message + 'static,
+        A: Answered,
+    {
+        let path = format!("/castore.v1.RootService/{method}");
+        let messages = futures::stream::once(std::future::ready(message));
+        self.send_stream(&path, self.request(messages)).await
+    }
+
+    async fn put_blob(
+        &self,
+        object: &Object,
+        blob: Digest,
+        pieces: impl Stream<Item = Bytes> + Send + 'static,
+    ) -> Result<(), RemoteError> {
+        let pieces = pieces.map(|data| castore::BlobChunk { data });
+        let method = "castore.v1.BlobService/Put";
+        let answer: castore::PutBlobResponse = self.put(object, method, pieces).await?;
+        self.compare(object, blob, &answer.digest)
+    }
+
+    fn compare(&self, object: &Object, digest: Digest, told: &[u8]) -> Result<(), RemoteError> {
+        if told == digest.as_bytes() {
+            return Ok(());
+        }
+        let status = Status::unavailable("it took other bytes than were sent");
+        Err(status::write_failed(
+            Arc::clone(&self.address),
+            object.clone(),
+            &status,
+        ))
+    }
+
+    async fn has(&self, blob: Digest) -> Result<bool, RemoteError> {
+        match self.stat(blob, false).await {
+            Ok(_) => Ok(true),
+            Err(RemoteError::NotFound { .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+fn pieces(bytes: Bytes) -> impl Iterator<Item = Bytes> + Send + 'static {
+    (0..bytes.len())
+        .step_by(PIECE)
+        .map(move |at| bytes.slice(at..(at + PIECE).min(bytes.len())))
+}
+
+/// The protocol knows blobs only and lets the server cut them. So chunks are put as blobs of their own, and a blob of
+/// several is read back from the server and put as a whole: it costs its bytes twice more, on servers of any kind.
+#[async_trait]
+impl Publish for GrpcRemote {
+    async fn has_blob(&self, blob: Digest) -> Result<bool, RemoteError> {
+        self.has(blob).await
+    }
+
+    async fn has_chunk(&self, chunk: Digest) -> Result<bool, RemoteError> {
+        self.has(chunk).await
+    }
+
+    async fn has_closure(&self, root: Digest) -> Result<bool, RemoteError> {
+        match self.closure(root).await {
+            Ok(mut records) => {
+                while let Some(record) = records.next().await {
+                    record?;
+                }
+                Ok(true)
+            }
+            Err(RemoteError::NotFound { .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn put_chunk(&self, chunk: Digest, bytes: Bytes) -> Result<(), RemoteError> {
+        let object = Object::Chunk(chunk);
+        self.put_blob(&object, chunk, futures::stream::iter(pieces(bytes)))
+            .await
+    }
+
+    async fn put_manifest(&self, blob: Digest, manifest: &Manifest) -> Result<(), RemoteError> {
+        if manifest.is_whole(blob) {
+            return Ok(()); // The chunk is the blob.
+        }
+        let object = Object::Blob(blob);
+        let (sender, receiver) = tokio::sync::mpsc::channel(4);
+        let sent = futures::stream::unfold(receiver, |mut receiver| async move {
+            receiver.recv().await.map(|piece| (piece, receiver))
+        });
+        let read = async {
+            for chunk in manifest.chunks() {
+                let size = Some(chunk.size);
+                let bytes = self.chunk(chunk.digest, size, &Urgency::reader()).await?;
+                for piece in pieces(bytes) {
+                    if sender.send(piece).await.is_err() {
+                        return Ok(sender); // The other side tells why.
+                    }
+                }
+            }
+            Ok::<_, RemoteError>(sender)
+        };
+        let read = async { read.await.map(drop) };
+        let (put, read) = futures::join!(self.put_blob(&object, blob, sent), read);
+        read.and(put)
+    }
+
+    async fn put_closure(&self, root: Digest, directories: Vec<Bytes>) -> Result<(), RemoteError> {
+        let object = Object::Directory(root);
+        // The service wants leaves first.
+        let messages = directories
+            .into_iter()
+            .rev()
+            .map(proto::directory_message)
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(|error| self.corrupt(object.clone(), error))?;
+        let method = "castore.v1.DirectoryService/Put";
+        let answer: castore::PutDirectoryResponse = self
+            .put(&object, method, futures::stream::iter(messages))
+            .await?;
+        self.compare(&object, root, &answer.root_digest)
+    }
+
+    async fn put_root(&self, name: &Name, node: &Node) -> Result<(), RemoteError> {
+        let message = proto::node_message(name, node);
+        let answer: Result<PutRootResponse, _> = self.change_name("Put", message).await;
+        let object = Object::Root(name.clone());
+        answer
+            .map(|_| ())
+            .map_err(|status| status::write_failed(Arc::clone(&self.address), object, &status))
+    }
+
+    async fn remove_root(&self, name: &Name) -> Result<bool, RemoteError> {
+        let name_bytes = name.as_bytes().clone();
+        let message = RemoveRootRequest { name: name_bytes };
+        let answer: Result<RemoveRootResponse, _> = self.change_name("Remove", message).await;
+        match answer {
+            Ok(_) => Ok(true),
+            Err(status) if status.code() == Code::NotFound => Ok(false),
+            Err(status) => Err(status::write_failed(
+                Arc::clone(&self.address),
+                Object::Root(name.clone()),
+                &status,
+            )),
+        }
+    }
+
+    async fn sync(&self) -> Result<(), RemoteError> {
+        // A server answers a put when it is safe.
+        Ok(())
+    }
+}
