@@ -2,7 +2,7 @@
 //! over FUSE, and serves their bytes from a local cache that fills itself from a remote.
 //!
 //! Dependencies point downwards only, in this order; `tests/layering.rs` holds the code to it:
-//! `cli`, [`fs`], [`prefetch`], [`cache`], [`import`], [`remote`], [`proto`], [`model`].
+//! `cli`, [`fs`], [`serve`], [`prefetch`], [`cache`], [`import`], [`remote`], [`proto`], [`model`].
 
 #![cfg_attr(
     test,
@@ -20,3 +20,4 @@ pub mod model;
 pub mod prefetch;
 pub mod proto;
 pub mod remote;
+pub mod serve;

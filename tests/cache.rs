@@ -151,6 +151,7 @@ fn config(dir: PathBuf, size: u64) -> Config {
         size: Some(Quota::Bytes(size)),
         min_free: Quota::Bytes(0),
         memory: 16 * MIB,
+        trust_streams: false,
     }
 }
 

@@ -753,6 +753,9 @@ fn what_is_missing_can_be_seen_and_not_read() {
     // When it is back, it is read: a failure is not kept.
     fs::rename(scratch.path("store/gone"), scratch.path("store/chunks")).unwrap();
     fs::rename(scratch.path("store/gone-too"), scratch.path("store/blobs")).unwrap();
+    // That nobody has it is remembered for seconds.
+    support::eventually("read again", || fs::read(mount.at("small")).is_ok());
+    support::eventually("read again", || fs::read(mount.at("file")).is_ok());
     assert_eq!(fs::read(mount.at("small")).unwrap(), b"small");
     assert_eq!(fs::read(mount.at("file")).unwrap(), tree::noise(4, 300_000));
     let log = mount.stop();

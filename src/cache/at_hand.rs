@@ -39,6 +39,9 @@ pub struct Cache {
     pub(super) blobs: Flights<(Digest, u64), Arc<Blob>>,
     /// Blobs on their way that their remote does not cut.
     pub(super) streams: Flights<(Digest, u64), Manifest>,
+    /// Manifests on their way for somebody who knows no size.
+    pub(super) manifests: Flights<Digest, Option<Manifest>>,
+    pub(super) trust_streams: bool,
     /// Closures on their way, by their root. The lock is held for a map operation only.
     pub(super) closures: Mutex<HashMap<Digest, Arc<ClosureFlight>>>,
     stats: Arc<Stats>,
@@ -86,6 +89,8 @@ impl Cache {
             lies: Mutex::default(),
             told: Mutex::default(),
             streams: Flights::default(),
+            manifests: Flights::default(),
+            trust_streams: config.trust_streams,
             wrong: broadcast::channel(64).0,
             stats,
             writer: Mutex::new(Some(writer)),
@@ -115,6 +120,11 @@ impl Cache {
         self.remote.address()
     }
 
+    /// Forgets what no remote had: something was put.
+    pub fn forget_missing(&self) {
+        self.remote.forget_missing();
+    }
+
     /// The state of each remote.
     #[must_use]
     pub fn remote_status(&self) -> Vec<RemoteStatus> {
@@ -132,7 +142,11 @@ impl Cache {
     /// A blob that is in memory, or a short one of which the index tells all.
     #[must_use]
     pub fn blob_at_hand(&self, digest: Digest, size: u64) -> Option<Arc<Blob>> {
-        if let Some(blob) = self.memory.blobs.get(&(digest, size)) {
+        if let Some(blob) = self.memory.blobs.get(&(digest, size))
+            && !blob
+                .as_arriving()
+                .is_some_and(|arriving| arriving.is_over())
+        {
             return Some(blob);
         }
         if size > LOOKED_UP_HERE {

@@ -8,6 +8,7 @@ use rusqlite::Connection;
 
 use super::{
     DataFile,
+    arriving::Arriving,
     index::{self, Location},
 };
 use crate::model::{Chunk, Digest, Manifest};
@@ -28,6 +29,8 @@ pub struct Blob {
     unseen: Mutex<Unseen>,
     /// The chunks, joined, do not have the blob's digest: the manifest lies.
     wrong: AtomicBool,
+    /// Where its parts come one by one, and their digests with them.
+    arriving: Option<Arc<Arriving>>,
 }
 
 #[derive(Debug)]
@@ -55,8 +58,22 @@ impl Blob {
                 left,
             }),
             wrong: AtomicBool::new(false),
+            arriving: None,
             manifest,
         }
+    }
+
+    /// One whose parts are still to come. The digests in its manifest are not theirs.
+    pub(super) fn arriving(digest: Digest, manifest: Manifest, arriving: Arc<Arriving>) -> Self {
+        let places = vec![None; manifest.chunks().len()];
+        Self {
+            arriving: Some(arriving),
+            ..Self::new(digest, manifest, places).verified()
+        }
+    }
+
+    pub(super) const fn as_arriving(&self) -> Option<&Arc<Arriving>> {
+        self.arriving.as_ref()
     }
 
     /// One that was verified as a whole before.
@@ -199,6 +216,26 @@ pub struct Slice {
 }
 
 impl Slice {
+    /// The bytes, without blocking: those of a file are read on another thread.
+    ///
+    /// # Errors
+    /// When the data file cannot be read.
+    pub async fn load(self) -> std::io::Result<Bytes> {
+        let invalid = |_| std::io::Error::from(std::io::ErrorKind::InvalidInput);
+        if let ChunkData::Memory(bytes) = &self.data {
+            let start = usize::try_from(self.start).map_err(invalid)?;
+            let end = usize::try_from(self.start + self.len).map_err(invalid)?;
+            if end <= bytes.len() {
+                return Ok(bytes.slice(start..end));
+            }
+        }
+        let read = tokio::task::spawn_blocking(move || {
+            let mut bytes = Vec::new();
+            self.append_to(&mut bytes).map(|()| bytes.into())
+        });
+        read.await.map_err(std::io::Error::other)?
+    }
+
     /// Appends the bytes to `buffer`.
     ///
     /// # Errors

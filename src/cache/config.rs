@@ -10,6 +10,8 @@ pub struct Config {
     pub min_free: Quota,
     /// Bytes for the memory tier and everything in flight together.
     pub memory: u64,
+    /// Serve the bytes of a blob that its remote does not cut as they come, before the whole was verified.
+    pub trust_streams: bool,
 }
 
 /// A number of bytes, or a share of the filesystem that the cache is on.

@@ -66,13 +66,20 @@ impl Cache {
         self.chunk_for(blob, position, false).await.map(drop)
     }
 
-    async fn chunk_for(
+    /// As [`Cache::chunk`], where perhaps no reader waits.
+    ///
+    /// # Errors
+    /// As [`Cache::chunk`].
+    pub async fn chunk_for(
         self: &Arc<Self>,
         blob: &Arc<Blob>,
         position: usize,
         is_reader: bool,
     ) -> Result<ChunkData, CacheError> {
         let chunk = blob.chunk(position).ok_or(CacheError::Aborted)?;
+        if let Some(arriving) = blob.as_arriving() {
+            return self.arriving_part(arriving, position, chunk.size).await;
+        }
         let key = (chunk.digest, chunk.size);
         let task = |urgency| {
             let (cache, blob) = (Arc::clone(self), Arc::clone(blob));
@@ -190,6 +197,9 @@ impl Cache {
                 self.keep_manifest(digest, &manifest)?;
                 manifest
             }
+            Ok(None) if size > STREAMED && self.trust_streams => {
+                return self.open_arriving(digest, size);
+            }
             Ok(None) if size > STREAMED => {
                 let (manifest, _) = self.stream_in(digest, size, None).await?;
                 let places = vec![None; manifest.chunks().len()];
@@ -205,7 +215,7 @@ impl Cache {
         Ok(Blob::new(digest, manifest, places))
     }
 
-    async fn find_chunk(
+    pub(super) async fn find_chunk(
         self: &Arc<Self>,
         blob: &Arc<Blob>,
         position: usize,
@@ -326,7 +336,11 @@ impl Cache {
             return Err(self.mismatch(blob));
         }
         if !manifest.is_whole(blob) {
-            self.send(Command::Manifest(blob, manifest.clone()));
+            self.send(Command::Manifest {
+                blob,
+                manifest: manifest.clone(),
+                cut_here: false,
+            });
         }
         Ok(())
     }

@@ -17,7 +17,7 @@ use crate::{
 /// Applied in order; the number of those applied is the schema version (`user_version`).
 const MIGRATIONS: [&str; 2] = [
     include_str!("../../migrations/0001-first.sql"),
-    include_str!("../../migrations/0002-path-infos.sql"),
+    include_str!("../../migrations/0002-remotes.sql"),
 ];
 /// How long a process waits for another one's transaction.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(20);
@@ -342,11 +342,48 @@ pub(super) fn insert_manifest(
     connection: &Connection,
     blob: Digest,
     manifest: &Manifest,
+    cut_here: bool,
 ) -> rusqlite::Result<()> {
     connection
-        .prepare_cached("INSERT OR REPLACE INTO blobs (digest, manifest) VALUES (?, ?)")?
-        .execute(params![blob.as_bytes(), proto::encode_manifest(manifest)])?;
+        .prepare_cached(
+            "INSERT OR REPLACE INTO blobs (digest, manifest, cut_here) VALUES (?, ?, ?)",
+        )?
+        .execute(params![
+            blob.as_bytes(),
+            proto::encode_manifest(manifest),
+            cut_here
+        ])?;
     Ok(())
+}
+
+/// How others are to read a blob.
+pub(super) enum Told {
+    Chunks(Manifest),
+    AsOne,
+}
+
+/// What may be told of a blob or chunk that is known.
+pub(super) fn told_manifest(
+    connection: &Connection,
+    digest: Digest,
+) -> rusqlite::Result<Option<Told>> {
+    let cut_here = connection
+        .prepare_cached("SELECT cut_here FROM blobs WHERE digest = ?")?
+        .query_row([digest.as_bytes()], |row| row.get(0))
+        .optional()?;
+    Ok(match cut_here {
+        Some(true) => Some(Told::AsOne),
+        Some(false) => manifest(connection, digest)?.map(|(manifest, _)| Told::Chunks(manifest)),
+        None => chunk(connection, digest)?.map(|_| Told::AsOne),
+    })
+}
+
+/// The size in bytes of a blob or chunk that is known.
+pub(super) fn size_of(connection: &Connection, digest: Digest) -> rusqlite::Result<Option<u64>> {
+    if let Some((_, size)) = chunk(connection, digest)? {
+        return Ok(Some(size));
+    }
+    Ok(manifest(connection, digest)?.map(|(manifest, _)| manifest.size()))
 }
 
 /// A directory's encoding, not verified.
@@ -600,7 +637,7 @@ mod tests {
         };
         index
             .write(&mut writer, |connection| {
-                insert_manifest(connection, blob, &manifest)?;
+                insert_manifest(connection, blob, &manifest, false)?;
                 insert_name(connection, "here", &name_a, &node)?;
                 set_meta(connection, "quota", 5)
             })

@@ -11,12 +11,15 @@
 //! - `flights`: one task per missing object, whatever the number of its waiters
 //! - `fetch`, `closure`: bringing and verifying what is missing
 //! - `names`: what changes, and is remembered
-//! - `stream_in`: blobs that their remote does not cut
+//! - `stream_in`, `arriving`: blobs that their remote does not cut, served after their end or as they come
+//! - `by_digest`: what a server's clients ask for
 //! - `whole`: whether a blob's chunks make up the blob
 //! - `stats`: what was hit, missed and found damaged
 
+mod arriving;
 mod at_hand;
 mod blob;
+mod by_digest;
 mod closure;
 mod config;
 mod data_file;
@@ -41,6 +44,7 @@ mod writer;
 
 pub use at_hand::Cache;
 pub use blob::{Blob, ChunkData, Slice};
+pub use by_digest::Opened;
 pub use config::{Config, Quota, QuotaError, default_memory, machine_memory};
 pub use data_file::DataFile;
 pub use error::CacheError;

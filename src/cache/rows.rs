@@ -15,7 +15,7 @@ use crate::{
 /// A change of the index that goes with no data file.
 pub(super) enum Row {
     Directories(Vec<(Digest, Bytes)>),
-    Manifest(Digest, Manifest),
+    Manifest(Digest, Manifest, bool),
     Judged(Arc<Blob>, bool),
     Name(Arc<str>, Name, Node),
     ForgetName(Arc<str>, Name),
@@ -29,7 +29,9 @@ impl Row {
             Self::Directories(directories) => directories.iter().try_for_each(|(digest, bytes)| {
                 index::insert_directory(connection, *digest, bytes)
             }),
-            Self::Manifest(blob, manifest) => index::insert_manifest(connection, *blob, manifest),
+            Self::Manifest(blob, manifest, cut_here) => {
+                index::insert_manifest(connection, *blob, manifest, *cut_here)
+            }
             Self::Judged(blob, right) => {
                 index::judge_manifest(connection, blob.digest(), blob.manifest(), *right)
             }

@@ -30,7 +30,8 @@ pub enum Counter {
 }
 
 impl Counter {
-    pub(super) const ALL: [Self; 11] = [
+    /// All of them, in the order of their numbers.
+    pub const ALL: [Self; 11] = [
         Self::MemoryHits,
         Self::DiskHits,
         Self::Misses,
@@ -43,6 +44,24 @@ impl Counter {
         Self::Unwritten,
         Self::OfflineMisses,
     ];
+
+    /// What it counts, for people.
+    #[must_use]
+    pub const fn help(self) -> &'static str {
+        match self {
+            Self::MemoryHits => "Slices of reads answered from memory",
+            Self::DiskHits => "Slices of reads answered from mapped data files",
+            Self::Misses => "Chunks that had to be fetched from a remote",
+            Self::DirectoryMisses => "Directories that had to be fetched from a remote",
+            Self::FetchedBytes => "Bytes of chunks that came from a remote",
+            Self::WrittenBytes => "Bytes written to data files",
+            Self::EvictedBytes => "Bytes of data files that were evicted",
+            Self::DamagedChunks => "Chunks on disk found damaged",
+            Self::RejectedObjects => "Objects from a remote that were not what their digest says",
+            Self::Unwritten => "Chunks that were not written to disk",
+            Self::OfflineMisses => "Objects that were not cached while offline",
+        }
+    }
 
     /// As in the index, in `status --json` and in metrics.
     #[must_use]

@@ -42,7 +42,12 @@ pub(super) enum Pending {
 /// What the writer thread is asked to do.
 pub(super) enum Command {
     Chunk(NewChunk),
-    Manifest(Digest, Manifest),
+    Manifest {
+        blob: Digest,
+        manifest: Manifest,
+        /// Its chunks are known to no remote.
+        cut_here: bool,
+    },
     /// A blob that was verified as a whole, and whether it was right.
     Judged(Arc<Blob>, bool),
     /// Answered when they are in the index, or cannot be.

@@ -3,7 +3,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bytes::{Bytes, BytesMut};
 use futures::StreamExt;
 
-use super::{Blob, Cache, CacheError, Counter, store::Command};
+use super::{Blob, Cache, CacheError, Counter, arriving::Arriving, store::Command};
 use crate::{
     model::{Digest, Manifest},
     remote::{Fault, Object, RemoteError},
@@ -14,8 +14,64 @@ use crate::{
 pub(super) const STREAMED: u64 = 4 << 20;
 /// Length of the parts, in bytes.
 const PART: u64 = 1 << 20;
+const PART_LEN: usize = 1 << 20;
 /// A stream that breaks off is begun again so many times without getting any further.
 const ATTEMPTS: u32 = 5;
+/// A stream whose size nobody knows is taken up to this size, in bytes.
+const MAX_UNSIZED: u64 = 1 << 40;
+
+/// A stream that is taken in.
+pub(super) struct Intake {
+    digest: Digest,
+    /// In bytes, where known before.
+    size: Option<u64>,
+    /// Where the parts will be in the blob's file, where the size is known: before their digests are.
+    file: Option<Arc<Blob>>,
+    /// Digest and size of what was taken in so far.
+    parts: Vec<(Digest, u64)>,
+    /// A part to hand out in any case, however little the tiers can hold.
+    wanted: Option<Digest>,
+    kept: Arc<Mutex<Option<Bytes>>>,
+    /// Told of each part, where readers do not wait for the whole.
+    pub(super) arriving: Option<Arc<Arriving>>,
+}
+
+impl Intake {
+    pub(super) fn new(digest: Digest, size: Option<u64>) -> Result<Self, CacheError> {
+        let file = match size {
+            None => None,
+            Some(size) => {
+                let manifest = planned(digest, size)?;
+                let places = vec![None; manifest.chunks().len()];
+                Some(Arc::new(Blob::new(digest, manifest, places)))
+            }
+        };
+        Ok(Self {
+            digest,
+            size,
+            file,
+            parts: Vec::new(),
+            wanted: None,
+            kept: Arc::default(),
+            arriving: None,
+        })
+    }
+
+    /// The blob and the position in it under which a part is written.
+    fn place(&self, position: usize, part: Digest, size: u64) -> (Arc<Blob>, usize) {
+        if let Some(file) = &self.file {
+            return (Arc::clone(file), position);
+        }
+        let blob = Blob::new(part, Manifest::whole(part, size), vec![None]);
+        (Arc::new(blob), 0)
+    }
+}
+
+/// The parts of a blob before their digests are known: each goes by the blob's.
+pub(super) fn planned(digest: Digest, size: u64) -> Result<Manifest, CacheError> {
+    let parts = (0..size.div_ceil(PART)).map(|part| (digest, PART.min(size - part * PART)));
+    Manifest::new(parts).map_err(|_| CacheError::Aborted)
+}
 
 impl Cache {
     /// Takes in a blob that its remote does not cut, and gives the manifest that it was cut by. Nothing of it is served
@@ -30,133 +86,181 @@ impl Cache {
         size: u64,
         wanted: Option<Digest>,
     ) -> Result<(Manifest, Option<Bytes>), CacheError> {
-        let kept = Arc::new(Mutex::new(None));
+        let intake = || Intake::new(digest, Some(size));
+        let mut first = intake()?;
+        first.wanted = wanted;
+        let kept = Arc::clone(&first.kept);
         let task = |_| {
-            let (cache, kept) = (Arc::clone(self), Arc::clone(&kept));
-            async move { cache.take_stream(digest, size, wanted, &kept).await }
+            let cache = Arc::clone(self);
+            async move { cache.take_stream(first).await }
         };
         let manifest = self.streams.join((digest, size), true, task).await?;
-        let mut found = kept.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(wanted) = wanted.filter(|_| found.is_none()) {
+        let take = |kept: &Mutex<Option<Bytes>>| {
+            kept.lock().unwrap_or_else(PoisonError::into_inner).take()
+        };
+        let mut found = take(&kept);
+        if let Some(part) = wanted.filter(|_| found.is_none()) {
             // Somebody else's stream went by.
-            found = self.memory.chunks.get(&wanted);
+            found = self.memory.chunks.get(&part);
             if found.is_none() {
-                self.take_stream(digest, size, Some(wanted), &kept).await?;
-                found = kept.lock().unwrap_or_else(PoisonError::into_inner).take();
+                let mut again = intake()?;
+                again.wanted = wanted;
+                let kept = Arc::clone(&again.kept);
+                self.take_stream(again).await?;
+                found = take(&kept);
             }
         }
         Ok((manifest, found))
     }
 
-    async fn take_stream(
+    /// As [`Cache::stream_in`], for a blob whose size nobody knows.
+    ///
+    /// # Errors
+    /// When the remote does not send it, or sends something else.
+    pub(super) async fn stream_in_unsized(
         self: &Arc<Self>,
         digest: Digest,
-        size: u64,
-        wanted: Option<Digest>,
-        kept: &Mutex<Option<Bytes>>,
     ) -> Result<Manifest, CacheError> {
-        // Where the parts will be is known before their digests are.
-        let planned = (0..size.div_ceil(PART)).map(|part| (digest, PART.min(size - part * PART)));
-        let planned = Manifest::new(planned).map_err(|_| CacheError::Aborted)?;
-        let places = vec![None; planned.chunks().len()];
-        let blob = Arc::new(Blob::new(digest, planned, places));
-        let mut parts = Vec::new();
-        let mut attempts = 0;
+        let intake = Intake::new(digest, None)?;
+        let task = |_| {
+            let cache = Arc::clone(self);
+            async move { cache.take_stream(intake).await }
+        };
+        self.streams.join((digest, u64::MAX), true, task).await
+    }
+
+    pub(super) async fn take_stream(
+        self: &Arc<Self>,
+        mut intake: Intake,
+    ) -> Result<Manifest, CacheError> {
+        let digest = intake.digest;
+        let (mut attempts, mut wrong) = (0, 0);
         loop {
-            let before = parts.len();
-            let result = self.take_stream_once(&blob, &mut parts, wanted, kept).await;
-            let error = match result {
+            let before = intake.parts.len();
+            // What was damaged on its way, perhaps, is asked for once more before the next remote is.
+            let skip = wrong / 2;
+            let error = match self.take_stream_once(&mut intake, skip).await {
                 Ok(()) => break,
                 Err(error) => error,
             };
-            attempts = if parts.len() > before {
+            attempts = if intake.parts.len() > before {
                 0
             } else {
                 attempts + 1
             };
-            if attempts >= ATTEMPTS || !error.is_transient() {
+            let is_corrupt = matches!(error, RemoteError::Corrupt { .. });
+            if is_corrupt {
+                wrong += 1;
+                // Readers may have been shown what it was.
+                if intake.arriving.is_some() {
+                    return Err(self.failed(digest, error));
+                }
+                self.stats().add(Counter::RejectedObjects, 1);
+            }
+            let exhausted = is_corrupt && wrong / 2 >= self.remote.len();
+            if attempts >= ATTEMPTS || exhausted || !(error.is_transient() || is_corrupt) {
                 return Err(self.failed(digest, error));
             }
             tracing::info!(%error, "a blob breaks off; reading it again");
         }
-        let manifest = Manifest::new(parts).map_err(|_| CacheError::Aborted)?;
-        self.send(Command::Manifest(digest, manifest.clone()));
-        let places = vec![None; manifest.chunks().len()];
-        let whole = Arc::new(Blob::new(digest, manifest.clone(), places));
-        self.send(Command::Judged(whole, true));
+        let manifest = Manifest::new(intake.parts).map_err(|_| CacheError::Aborted)?;
+        if !manifest.is_whole(digest) {
+            self.send(Command::Manifest {
+                blob: digest,
+                manifest: manifest.clone(),
+                cut_here: true,
+            });
+            let places = vec![None; manifest.chunks().len()];
+            let whole = Arc::new(Blob::new(digest, manifest.clone(), places));
+            self.send(Command::Judged(whole, true));
+        }
         Ok(manifest)
     }
 
-    /// Reads the stream once, from its beginning: what came before it broke off is compared, not trusted. `parts` are
-    /// digest and size of what was taken in.
+    /// Reads the stream once, from its beginning: what came before it broke off is compared, not trusted.
     async fn take_stream_once(
         self: &Arc<Self>,
-        blob: &Arc<Blob>,
-        parts: &mut Vec<(Digest, u64)>,
-        wanted: Option<Digest>,
-        kept: &Mutex<Option<Bytes>>,
+        intake: &mut Intake,
+        skip: usize,
     ) -> Result<(), RemoteError> {
-        let (digest, size) = (blob.digest(), blob.manifest().size());
+        let (digest, size) = (intake.digest, intake.size);
+        let most = size.unwrap_or(MAX_UNSIZED);
         let corrupt = |cause: String| RemoteError::Corrupt {
             remote: self.remote.address().into(),
             object: Object::Blob(digest),
             cause: Arc::new(std::io::Error::other(cause)),
         };
-        let mut pieces = self.remote.pieces(digest, Some(size)).await?;
+        let mut pieces = self.remote.pieces(digest, size, skip).await?;
         let mut hasher = blake3::Hasher::new();
         let mut part = BytesMut::new();
         let (mut received, mut position) = (0, 0);
-        while received < size {
-            let Some(piece) = pieces.next().await else {
+        loop {
+            let piece = pieces.next().await.transpose()?;
+            let ended = piece.is_none();
+            if ended && size.is_some_and(|size| size != received) {
                 return Err(RemoteError::Read {
                     remote: self.remote.address().into(),
                     object: Object::Blob(digest),
                     fault: Fault::Unavailable,
                     cause: Arc::new(std::io::Error::other(format!(
-                        "{received} of {size} bytes came"
+                        "{received} of {most} bytes came"
                     ))),
                 });
-            };
-            let mut piece = piece?;
-            received += piece.len() as u64;
-            if received > size {
-                return Err(corrupt(format!("it has more than {size} bytes")));
             }
-            while !piece.is_empty() {
-                let Some(expected) = blob.chunk(position).map(|chunk| chunk.size) else {
-                    break;
-                };
-                let room = usize::try_from(expected).unwrap_or(usize::MAX) - part.len();
-                part.extend_from_slice(&piece.split_to(room.min(piece.len())));
-                if (part.len() as u64) < expected {
+            let mut piece = piece.unwrap_or_default();
+            received += piece.len() as u64;
+            if received > most {
+                return Err(corrupt(format!("it has more than {most} bytes")));
+            }
+            let is_last = ended || size == Some(received);
+            loop {
+                part.extend_from_slice(&piece.split_to(piece.len().min(PART_LEN - part.len())));
+                let rest = is_last && piece.is_empty() && !part.is_empty();
+                if part.len() < PART_LEN && !rest {
                     break;
                 }
                 let bytes = part.split().freeze();
-                let whole_part = bytes.clone();
-                let task = tokio::task::spawn_blocking(move || {
-                    hasher.update(&whole_part);
-                    (Digest::of(&whole_part), hasher)
-                });
-                let (part_digest, so_far) =
-                    task.await.map_err(|_| corrupt("not hashed".to_owned()))?;
+                let hashing = {
+                    let bytes = bytes.clone();
+                    tokio::task::spawn_blocking(move || {
+                        hasher.update(&bytes);
+                        (Digest::of(&bytes), hasher)
+                    })
+                };
+                let (part_digest, so_far) = hashing
+                    .await
+                    .map_err(|_| corrupt("not hashed".to_owned()))?;
                 hasher = so_far;
-                if wanted == Some(part_digest) {
-                    *kept.lock().unwrap_or_else(PoisonError::into_inner) = Some(bytes.clone());
-                }
-                if parts.get(position).map(|part| part.0) != Some(part_digest) {
-                    parts.truncate(position);
-                    parts.push((part_digest, expected));
-                    let permit = self.memory.reserve(expected).await;
-                    self.take_in(blob, position, part_digest, bytes, permit);
-                }
+                self.take_part(intake, position, part_digest, bytes).await;
                 position += 1;
+            }
+            if is_last {
+                break;
             }
         }
         let actual = Digest::from(hasher.finalize());
         if actual != digest {
-            self.stats().add(Counter::RejectedObjects, 1);
             return Err(corrupt(format!("its bytes have the digest {actual}")));
         }
+        intake.parts.truncate(position);
         Ok(())
+    }
+
+    async fn take_part(&self, intake: &mut Intake, position: usize, part: Digest, bytes: Bytes) {
+        if intake.wanted == Some(part) {
+            *intake.kept.lock().unwrap_or_else(PoisonError::into_inner) = Some(bytes.clone());
+        }
+        if intake.parts.get(position).map(|known| known.0) == Some(part) {
+            return;
+        }
+        let size = bytes.len() as u64;
+        intake.parts.truncate(position);
+        intake.parts.push((part, size));
+        let (blob, at) = intake.place(position, part, size);
+        let permit = self.memory.reserve(size).await;
+        self.take_in(&blob, at, part, bytes, permit);
+        if let Some(arriving) = &intake.arriving {
+            arriving.arrived(position, part);
+        }
     }
 }

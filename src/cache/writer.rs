@@ -148,7 +148,11 @@ impl Writer {
                     acks.push(done);
                 }
                 Command::Judged(blob, right) => rows.push(Row::Judged(blob, right)),
-                Command::Manifest(blob, manifest) => rows.push(Row::Manifest(blob, manifest)),
+                Command::Manifest {
+                    blob,
+                    manifest,
+                    cut_here,
+                } => rows.push(Row::Manifest(blob, manifest, cut_here)),
                 Command::Name(remote, name, node) => rows.push(Row::Name(remote, name, node)),
                 Command::PathInfo(info) => rows.push(Row::PathInfo(info)),
                 Command::ForgetName(remote, name) => rows.push(Row::ForgetName(remote, name)),

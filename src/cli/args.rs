@@ -1,11 +1,11 @@
 use std::{path::PathBuf, time::Duration};
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 use super::paths;
 use crate::{
     cache::{self, Quota},
-    remote::{self, Outage, Policy},
+    remote::{self, Outage, Policy, parse_duration},
 };
 
 /// Where bytes come from.
@@ -43,7 +43,7 @@ pub(super) struct RemoteArgs {
     pub(super) outage: Outage,
 
     /// Ask the next remote too when one has not answered after this time, such as 200ms [default: off]
-    #[arg(long, env = "CASTORE_HEDGE", value_name = "TIME", value_parser = remote::parse_duration)]
+    #[arg(long, env = "CASTORE_HEDGE", value_name = "TIME", value_parser = parse_duration)]
     pub(super) hedge: Option<Duration>,
 
     /// Never use the network: what is cached is served, all else fails at once
@@ -52,7 +52,7 @@ pub(super) struct RemoteArgs {
 }
 
 fn timeout(text: &str) -> Result<Duration, String> {
-    let time = remote::parse_duration(text).map_err(|error| error.to_string())?;
+    let time = parse_duration(text).map_err(|error| error.to_string())?;
     match time.is_zero() {
         true => Err("it must be more than nothing".to_owned()),
         false => Ok(time),
@@ -147,6 +147,26 @@ pub(super) struct CacheArgs {
     /// Memory for cached values and bytes in flight [default: 256MiB, or a quarter of the cgroup's limit]
     #[arg(long, env = "CASTORE_MEMORY", value_name = "SIZE")]
     pub(super) memory: Option<Quota>,
+
+    /// What may be served of a large blob that its remote does not split: verified once the whole was read, or
+    /// stream, as it comes
+    ///
+    /// With stream, a blob that turns out wrong at its end gives errors from then on, and what the kernel keeps of it is
+    /// dropped; until then readers may have seen wrong bytes.
+    #[arg(
+        long,
+        env = "CASTORE_TRUST",
+        value_name = "WHAT",
+        default_value = "verified"
+    )]
+    pub(super) trust: Trust,
+}
+
+/// What may be served.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum Trust {
+    Verified,
+    Stream,
 }
 
 impl CacheArgs {
@@ -165,6 +185,7 @@ impl CacheArgs {
             size: self.cache_size,
             min_free: self.min_free,
             memory,
+            trust_streams: matches!(self.trust, Trust::Stream),
         }
     }
 }

@@ -1,30 +1,37 @@
 use std::{
     fs::{self, File},
-    io::Read,
+    io::{Read, Write},
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
 
-use serde::{Deserialize, Serialize};
-use tokio::{io::AsyncWriteExt, net::UnixListener};
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::UnixListener,
+};
 
-use crate::fs::{Filesystem, Trouble};
+use crate::{fs::Trouble, remote::RemoteStatus};
 
 /// A mount answers within this time, or is taken for stuck.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
+/// The longest request, in bytes.
+const MAX_REQUEST: u64 = 64 << 10;
 
 /// What a mount says of itself.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct MountStatus {
     pub(super) mountpoint: PathBuf,
     pub(super) pid: u32,
-    /// As it was given.
+    /// As it was given, to `mount` or to `switch`.
     pub(super) root: String,
-    /// What the root stood for when it was mounted.
+    /// What the root stood for then.
     pub(super) digest: Option<String>,
-    pub(super) remotes: Vec<String>,
+    #[serde(default)]
+    pub(super) remotes: Vec<RemoteStatus>,
     /// Seconds since 1970.
     pub(super) since: u64,
     #[serde(default)]
@@ -36,7 +43,26 @@ pub(super) struct MountStatus {
     pub(super) errors: Vec<Trouble>,
 }
 
-/// A socket on which a mount answers `status`. It is removed when this is dropped.
+/// What a mount is asked.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum Request {
+    Status,
+    /// To show another tree: a root as on the command line.
+    Switch(String),
+}
+
+/// What a mount answers when it was asked to switch: a message, or why not.
+pub(super) type Switched = Result<String, String>;
+
+/// Who answers.
+#[async_trait]
+pub(super) trait Mounted: Send + Sync + 'static {
+    fn status(&self) -> MountStatus;
+    async fn switch(&self, root: &str) -> anyhow::Result<String>;
+}
+
+/// A socket on which a mount answers. It is removed when this is dropped.
 pub(super) struct Control {
     path: PathBuf,
     task: tokio::task::JoinHandle<()>,
@@ -44,14 +70,10 @@ pub(super) struct Control {
 
 impl Control {
     /// Must be called within a tokio runtime.
-    pub(super) fn start(
-        cache_dir: &Path,
-        status: MountStatus,
-        fs: Arc<Filesystem>,
-    ) -> std::io::Result<Self> {
+    pub(super) fn start(cache_dir: &Path, mounted: Arc<dyn Mounted>) -> std::io::Result<Self> {
         let dir = sockets(cache_dir);
         fs::create_dir_all(&dir)?;
-        let name = format!("{}.sock", status.pid);
+        let name = format!("{}.sock", std::process::id());
         let path = dir.join(&name);
         match fs::remove_file(&path) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
@@ -60,22 +82,12 @@ impl Control {
         let listener = UnixListener::bind(reach(&File::open(&dir)?, &name))?;
         let task = tokio::spawn(async move {
             loop {
-                let Ok((mut stream, _)) = listener.accept().await else {
+                let Ok((stream, _)) = listener.accept().await else {
                     tokio::time::sleep(Duration::from_millis(100)).await;
                     continue;
                 };
-                let counters = fs.cache().stats().iter();
-                let status = MountStatus {
-                    inodes: fs.inode_count(),
-                    counters: counters
-                        .map(|(name, value)| (name.to_owned(), value))
-                        .collect(),
-                    errors: fs.troubles(),
-                    ..status.clone()
-                };
-                if let Ok(json) = serde_json::to_vec(&status) {
-                    let _ = tokio::time::timeout(ANSWER_WITHIN, stream.write_all(&json)).await;
-                }
+                // Each on its own: one that says nothing must not hold up the next.
+                tokio::spawn(answer(stream, Arc::clone(&mounted)));
             }
         });
         Ok(Self { path, task })
@@ -89,6 +101,44 @@ impl Drop for Control {
     }
 }
 
+async fn answer(
+    mut stream: tokio::net::UnixStream,
+    mounted: Arc<dyn Mounted>,
+) -> anyhow::Result<()> {
+    let mut request = Vec::new();
+    let mut limited = (&mut stream).take(MAX_REQUEST);
+    tokio::time::timeout(ANSWER_WITHIN, limited.read_to_end(&mut request)).await??;
+    // Nothing was all that older versions said.
+    let request = match &request[..] {
+        [] => Request::Status,
+        json => serde_json::from_slice(json)?,
+    };
+    let json = match request {
+        Request::Status => serde_json::to_vec(&mounted.status())?,
+        Request::Switch(root) => {
+            let switched: Switched = mounted
+                .switch(&root)
+                .await
+                .map_err(|error| format!("{error:#}"));
+            serde_json::to_vec(&switched)?
+        }
+    };
+    tokio::time::timeout(ANSWER_WITHIN, stream.write_all(&json)).await??;
+    Ok(())
+}
+
+/// Asks the mount of a process that uses a cache.
+pub(super) fn ask_one<T: DeserializeOwned>(
+    cache_dir: &Path,
+    pid: u32,
+    request: &Request,
+    within: Duration,
+) -> anyhow::Result<T> {
+    let dir = File::open(sockets(cache_dir))?;
+    let stream = UnixStream::connect(reach(&dir, &format!("{pid}.sock")))?;
+    ask(stream, request, within)
+}
+
 /// What the mounts that use a cache say, and how many do not answer. Sockets of processes that are gone are removed.
 pub(super) fn ask_all(cache_dir: &Path) -> (Vec<MountStatus>, usize) {
     let dir = sockets(cache_dir);
@@ -99,7 +149,7 @@ pub(super) fn ask_all(cache_dir: &Path) -> (Vec<MountStatus>, usize) {
     for entry in fs::read_dir(&dir).into_iter().flatten().flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
         match UnixStream::connect(reach(&handle, &name)) {
-            Ok(stream) => match ask(stream) {
+            Ok(stream) => match ask(stream, &Request::Status, ANSWER_WITHIN) {
                 Ok(status) => mounts.push(status),
                 Err(_) => silent += 1,
             },
@@ -113,8 +163,18 @@ pub(super) fn ask_all(cache_dir: &Path) -> (Vec<MountStatus>, usize) {
     (mounts, silent)
 }
 
-fn ask(mut stream: UnixStream) -> anyhow::Result<MountStatus> {
-    stream.set_read_timeout(Some(ANSWER_WITHIN))?;
+fn ask<T: DeserializeOwned>(
+    mut stream: UnixStream,
+    request: &Request,
+    within: Duration,
+) -> anyhow::Result<T> {
+    stream.set_read_timeout(Some(within))?;
+    stream.set_write_timeout(Some(within))?;
+    // A mount of an older version answers before it is asked, and may be gone by now.
+    let asked = stream.write_all(&serde_json::to_vec(request)?);
+    if asked.is_ok() {
+        let _ = stream.shutdown(std::net::Shutdown::Write);
+    }
     let mut json = Vec::new();
     stream.read_to_end(&mut json)?;
     Ok(serde_json::from_slice(&json)?)

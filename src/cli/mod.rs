@@ -28,7 +28,9 @@ mod open;
 mod paths;
 mod roots;
 mod runtime;
+mod serve;
 mod status;
+mod switch;
 mod unmount;
 
 use std::{ffi::OsString, process::ExitCode};
@@ -69,7 +71,9 @@ enum Command {
     Cat(cat::Args),
     Name(name::Args),
     Roots(roots::Args),
+    Serve(Box<serve::Args>),
     Status(status::Args),
+    Switch(switch::Args),
 }
 
 /// Runs what the command line says.
@@ -89,7 +93,9 @@ pub fn main() -> ExitCode {
         Command::Cat(args) => cat::run(&args),
         Command::Name(args) => name::run(&args),
         Command::Roots(args) => roots::run(&args),
+        Command::Serve(args) => serve::run(&args),
         Command::Status(args) => status::run(&args),
+        Command::Switch(args) => switch::run(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

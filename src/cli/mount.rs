@@ -1,12 +1,20 @@
-use std::{path::PathBuf, str::FromStr, sync::Arc, time::SystemTime};
+use std::{
+    fmt,
+    net::SocketAddr,
+    path::PathBuf,
+    str::FromStr,
+    sync::{Arc, Mutex, OnceLock, PoisonError},
+    time::{Duration, SystemTime},
+};
 
 use anyhow::{Context, bail};
+use async_trait::async_trait;
 use clap::{ArgAction, ValueEnum};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::{
     args::{CacheArgs, RemoteArgs},
-    control::{Control, MountStatus},
+    control::{Control, MountStatus, Mounted},
     daemon, mountpoint, open,
     paths::is_root,
     runtime,
@@ -15,9 +23,11 @@ use crate::{
     cache::{self, Cache},
     fs::{
         Filesystem, Options, Root,
-        fuse::{self, MountOptions, Session},
+        fuse::{self, MountOptions, RootEntries, Session},
     },
     model::{Name, Node, RootRef},
+    remote::parse_duration,
+    serve::metrics::{self, Gauge},
 };
 
 /// Mount a tree
@@ -29,19 +39,20 @@ use crate::{
     reason = "they are switches on a command line"
 )]
 #[command(
-    override_usage = "castore mount [OPTIONS] ROOT MOUNTPOINT\n       castore mount [OPTIONS] --all MOUNTPOINT",
+    override_usage = "castore mount [OPTIONS] ROOT MOUNTPOINT\n       castore mount [OPTIONS] --all MOUNTPOINT\n       castore mount [OPTIONS] --nix MOUNTPOINT",
     after_help = "\
 Examples:
   castore mount toolchain /mnt/toolchain
   castore mount b3:rxNJufX5oaagQE3qNtzJSZvLJcmtwRK3zJqTyuQfMmI= /mnt/tree
   castore mount --all --list-root false /mnt/all
+  castore mount --nix --remote grpc+http://localhost:8000 /nix/store
   castore mount --cache-dir /ssd/castore --cache-size 20GiB toolchain /mnt/toolchain
 
 In /etc/fstab (with a link /sbin/mount.castore to castore):
   toolchain  /mnt/toolchain  castore  nofail,cache-size=20GiB  0  0"
 )]
 pub(super) struct Args {
-    /// A digest or a name, and the directory to mount on; with --all, the directory alone
+    /// A digest, a name or a Nix store path, and the directory to mount on; with --all or --nix, the directory alone
     #[arg(value_name = "ROOT MOUNTPOINT", num_args = 1..=2, required = true)]
     positions: Vec<std::ffi::OsString>,
 
@@ -49,9 +60,18 @@ pub(super) struct Args {
     #[arg(long, env = "CASTORE_ALL")]
     all: bool,
 
-    /// Whether the root can be listed; its entries can be looked up in any case
-    #[arg(long, env = "CASTORE_LIST_ROOT", value_name = "BOOL", default_value_t = true, action = ArgAction::Set)]
-    list_root: bool,
+    /// Mount what the remotes know of a Nix store, as /nix/store is
+    #[arg(long, env = "CASTORE_NIX")]
+    nix: bool,
+
+    /// Whether the root can be listed; its entries can be looked up in any case [default: true, and false with --nix,
+    /// where it may have millions]
+    #[arg(long, env = "CASTORE_LIST_ROOT", value_name = "BOOL", action = ArgAction::Set)]
+    list_root: Option<bool>,
+
+    /// How long the kernel keeps an entry of a root that changes (--all, --nix), or that there is none
+    #[arg(long, env = "CASTORE_NAMES_TTL", value_name = "TIME", default_value = "1s", value_parser = parse_duration)]
+    names_ttl: Duration,
 
     /// Whether digests can be read as extended attributes
     #[arg(long, env = "CASTORE_XATTR", value_name = "BOOL", default_value_t = true, action = ArgAction::Set)]
@@ -82,6 +102,10 @@ pub(super) struct Args {
         default_value = "small"
     )]
     io_mode: IoMode,
+
+    /// Serve /metrics (for Prometheus) and /healthz over HTTP at this address
+    #[arg(long, env = "CASTORE_METRICS", value_name = "ADDR")]
+    metrics: Option<SocketAddr>,
 
     /// Stay in the foreground, log to stderr and tell systemd when the mount answers
     #[arg(long, env = "CASTORE_FOREGROUND")]
@@ -115,9 +139,26 @@ impl FromStr for Owner {
 
 /// What to mount and where.
 struct Request {
-    /// `None`: all names.
-    root: Option<RootRef>,
+    what: What,
     mountpoint: PathBuf,
+}
+
+enum What {
+    Root(RootRef),
+    /// All names.
+    Names,
+    /// All Nix store paths.
+    StorePaths,
+}
+
+impl fmt::Display for What {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Root(root) => root.fmt(f),
+            Self::Names => f.write_str("all"),
+            Self::StorePaths => f.write_str("nix"),
+        }
+    }
 }
 
 pub(super) fn run(mut args: Args) -> anyhow::Result<()> {
@@ -154,52 +195,109 @@ fn background(args: &mut Args) -> anyhow::Result<()> {
 }
 
 fn request(args: &Args) -> anyhow::Result<Request> {
-    match (&args.positions[..], args.all) {
-        ([mountpoint], true) => Ok(Request {
-            root: None,
+    let what = match (args.all, args.nix) {
+        (true, false) => Some(What::Names),
+        (false, true) => Some(What::StorePaths),
+        (false, false) => None,
+        (true, true) => bail!("--all and --nix exclude each other"),
+    };
+    match (&args.positions[..], what) {
+        ([mountpoint], Some(what)) => Ok(Request {
+            what,
             mountpoint: mountpoint.into(),
         }),
-        ([root, mountpoint], false) => {
+        ([root, mountpoint], None) => {
             let root = root.to_str().context("the root is not valid UTF-8")?;
             Ok(Request {
-                root: Some(RootRef::parse(root)?),
+                what: What::Root(RootRef::parse(root)?),
                 mountpoint: mountpoint.into(),
             })
         }
-        ([_, _], true) => bail!("--all takes a mount point and no root"),
+        ([_, _], Some(what)) => bail!("--{what} takes a mount point and no root"),
         _ => bail!("a root and a mount point are needed: castore mount ROOT MOUNTPOINT"),
     }
 }
 
 /// `log` is where a background process logs to.
 fn mount(args: &Args, log: Option<&std::fs::File>) -> anyhow::Result<()> {
-    let Request { root, mountpoint } = request(args)?;
+    let Request { what, mountpoint } = request(args)?;
     // Made first: whether the mount point is inside it can only be said of a directory that is there.
     cache::prepare(&args.cache.dir())?;
     let mountpoint = mountpoint::prepare(&mountpoint, &args.cache.dir())?;
     runtime::block_on(async {
         let cache = open::cache(&args.cache, &args.remotes)?;
-        let served = serve(args, root.as_ref(), mountpoint, &cache, log).await;
+        let served = serve(args, &what, mountpoint, &cache, log).await;
         let closing = Arc::clone(&cache);
         tokio::task::spawn_blocking(move || closing.close()).await?;
         served
     })
 }
 
+/// A mount, as `castore status` and `castore switch` meet it.
+struct Served {
+    cache: Arc<Cache>,
+    fs: Arc<Filesystem>,
+    /// Known once it is mounted.
+    entries: OnceLock<RootEntries>,
+    /// The lock is held for a look only.
+    status: Mutex<MountStatus>,
+    /// One switch at a time.
+    switching: tokio::sync::Mutex<()>,
+}
+
+impl Served {
+    fn status(&self) -> std::sync::MutexGuard<'_, MountStatus> {
+        self.status.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[async_trait]
+impl Mounted for Served {
+    fn status(&self) -> MountStatus {
+        let counters = self.cache.stats().iter();
+        MountStatus {
+            inodes: self.fs.inode_count(),
+            counters: counters
+                .map(|(name, value)| (name.to_owned(), value))
+                .collect(),
+            errors: self.fs.troubles(),
+            remotes: self.cache.remote_status(),
+            ..self.status().clone()
+        }
+    }
+
+    async fn switch(&self, root: &str) -> anyhow::Result<String> {
+        let _one = self.switching.lock().await;
+        let entries = self.entries.get().context("it is not mounted yet")?.clone();
+        let root = RootRef::parse(root)?;
+        let (shown, digest) = shown(&root, open::root(&self.cache, &root).await?)?;
+        let names = self.fs.switch(shown).await?;
+        // Waits for the kernel, which may wait for a look-up that waits for a remote.
+        tokio::task::spawn_blocking(move || entries.forget(&names)).await?;
+        let mut status = self.status();
+        status.root = root.to_string();
+        status.digest.clone_from(&digest);
+        tracing::info!(%root, digest, "switched");
+        Ok(digest.unwrap_or_else(|| root.to_string()))
+    }
+}
+
 async fn serve(
     args: &Args,
-    root: Option<&RootRef>,
+    what: &What,
     mountpoint: mountpoint::Mountpoint,
     cache: &Arc<Cache>,
     log: Option<&std::fs::File>,
 ) -> anyhow::Result<()> {
-    let (shown, digest) = match root {
-        None => (Root::Names, None),
-        Some(root) => shown(root, open::root(cache, root).await?)?,
+    let (shown, digest) = match what {
+        What::Names => (Root::Names, None),
+        What::StorePaths => (Root::StorePaths, None),
+        What::Root(root) => shown(root, open::root(cache, root).await?)?,
     };
-    let source = root.map_or_else(|| "all".to_owned(), ToString::to_string);
+    let source = what.to_string();
     let options = Options {
-        list_root: args.list_root,
+        list_root: args.list_root.unwrap_or(!args.nix),
+        names_ttl: args.names_ttl,
         xattr: args.xattr,
         owner: (args.owner.0, args.owner.1),
         daemon: std::process::id().to_string(),
@@ -219,7 +317,7 @@ async fn serve(
         pid: std::process::id(),
         root: source,
         digest,
-        remotes: args.remotes.shown()?,
+        remotes: Vec::new(),
         since: SystemTime::now()
             .duration_since(SystemTime::UNIX_EPOCH)?
             .as_secs(),
@@ -228,14 +326,24 @@ async fn serve(
         errors: Vec::new(),
     };
     let fs = Arc::new(Filesystem::new(Arc::clone(cache), shown, options));
-    let control = Control::start(cache.dir(), status, Arc::clone(&fs))
+    let metrics = match args.metrics {
+        Some(at) => Some(serve_metrics(at, cache, &fs).await?),
+        None => None,
+    };
+    let served = Arc::new(Served {
+        cache: Arc::clone(cache),
+        fs: Arc::clone(&fs),
+        entries: OnceLock::new(),
+        status: Mutex::new(status),
+        switching: tokio::sync::Mutex::default(),
+    });
+    let control = Control::start(cache.dir(), Arc::clone(&served) as _)
         .context("the socket for `castore status` cannot be made")?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
-    let session = {
-        let fs = Arc::clone(&fs);
-        tokio::task::spawn_blocking(move || Session::mount(&fs, &mount_options)).await??
-    };
+    let session =
+        tokio::task::spawn_blocking(move || Session::mount(&fs, &mount_options)).await??;
+    let _ = served.entries.set(session.root_entries());
     let told = match log {
         Some(log) => daemon::tell_ready(log),
         None => Ok(()),
@@ -252,9 +360,36 @@ async fn serve(
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     }
     tokio::task::spawn_blocking(move || session.close()).await?;
+    if let Some(metrics) = metrics {
+        metrics.abort();
+    }
     drop(control);
     tracing::info!("unmounted");
     told
+}
+
+async fn serve_metrics(
+    at: SocketAddr,
+    cache: &Arc<Cache>,
+    fs: &Arc<Filesystem>,
+) -> anyhow::Result<tokio::task::JoinHandle<()>> {
+    let (inodes, troubles) = (Arc::clone(fs), Arc::clone(fs));
+    let gauges = vec![
+        Gauge {
+            name: "mount_inodes",
+            help: "Inodes that the kernel knows",
+            value: Box::new(move || inodes.inode_count() as u64),
+        },
+        Gauge {
+            name: "mount_errors",
+            help: "Errors that readers have met, of those that are remembered",
+            value: Box::new(move || troubles.troubles().iter().map(|error| error.count).sum()),
+        },
+    ];
+    let started = metrics::start(at, Arc::clone(cache), gauges).await;
+    let (at, task) = started.with_context(|| format!("--metrics {at}"))?;
+    tracing::info!("metrics at http://{at}/metrics");
+    Ok(task)
 }
 
 /// What the mount's root shows, and the digest for `status`.

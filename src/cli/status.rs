@@ -130,7 +130,17 @@ fn text(status: &Status) -> Result<String, std::fmt::Error> {
             mount.pid
         )?;
         for remote in &mount.remotes {
-            writeln!(out, "  from {remote}")?;
+            match (&remote.away, &remote.reason) {
+                (true, reason) => writeln!(
+                    out,
+                    "  from {}, which has not answered for {} s{}{}",
+                    remote.address,
+                    remote.failing_for.unwrap_or_default(),
+                    if reason.is_some() { ": " } else { "" },
+                    reason.as_deref().unwrap_or_default()
+                )?,
+                (false, _) => writeln!(out, "  from {}", remote.address)?,
+            }
         }
         for error in &mount.errors {
             writeln!(

@@ -83,7 +83,7 @@ impl Filesystem {
     /// When the kernel was never told of the inode.
     pub fn getattr(&self, id: u64) -> Result<Attr, FsError> {
         if id == ROOT_ID {
-            return Ok(self.attr(ROOT_ID, Kind::Directory, self.root.entries(), 0o555));
+            return Ok(self.attr(ROOT_ID, Kind::Directory, self.root().entries(), 0o555));
         }
         Ok(self.node_attr(self.inodes.get(id)?.node()))
     }

@@ -79,7 +79,21 @@ impl Inode {
 
 impl Inodes {
     pub(super) fn new(root: &Root) -> Self {
-        let mut by_id = HashMap::new();
+        let inodes = Self {
+            table: RwLock::new(Table {
+                by_id: HashMap::new(),
+                by_key: HashMap::new(),
+                next: ROOT_ID + 1,
+            }),
+        };
+        inodes.set_root(root);
+        inodes
+    }
+
+    /// Has the mount's root be another one. All other inodes stay what they are.
+    pub(super) fn set_root(&self, root: &Root) {
+        let mut table = self.write();
+        table.by_id.remove(&ROOT_ID);
         if let (Root::Directory { digest, size }, Ok(name)) = (root, Name::new("root")) {
             let inode = Inode {
                 id: ROOT_ID,
@@ -92,14 +106,7 @@ impl Inodes {
                 hint: Mutex::new((ROOT_ID, name)),
                 lookups: AtomicU64::new(1),
             };
-            by_id.insert(ROOT_ID, Arc::new(inode));
-        }
-        Self {
-            table: RwLock::new(Table {
-                by_id,
-                by_key: HashMap::new(),
-                next: ROOT_ID + 1,
-            }),
+            table.by_id.insert(ROOT_ID, Arc::new(inode));
         }
     }
 

@@ -110,9 +110,12 @@ impl Filesystem {
         if !self.options.list_root {
             return Outcome::Ready(Err(FsError::ListingOff));
         }
-        match (&self.root, held.roots()) {
+        match (&*self.root(), held.roots()) {
             (Root::Names, None) => Outcome::Miss(Miss::Roots),
-            (Root::Names, Some(roots)) => Outcome::Ready(Ok(self.handles.insert(roots))),
+            (Root::StorePaths, None) => Outcome::Miss(Miss::StorePaths),
+            (Root::Names | Root::StorePaths, Some(roots)) => {
+                Outcome::Ready(Ok(self.handles.insert(roots)))
+            }
             (Root::Directory { .. } | Root::Single { .. }, _) => Outcome::Ready(Ok(0)),
         }
     }
@@ -127,10 +130,10 @@ impl Filesystem {
             if !self.options.list_root {
                 return Outcome::Ready(Err(FsError::ListingOff));
             }
-            let entries = match &self.root {
+            let entries = match &*self.root() {
                 Root::Directory { .. } => None,
                 Root::Single { name, node } => Some([(name.clone(), node.clone())].into()),
-                Root::Names => match self.handles.open().get(&handle) {
+                Root::Names | Root::StorePaths => match self.handles.open().get(&handle) {
                     Some(roots) => Some(Arc::clone(roots)),
                     None => return Outcome::Ready(Err(FsError::Malformed)),
                 },

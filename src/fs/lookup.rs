@@ -1,11 +1,11 @@
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use super::{
     Attr, Filesystem, FsError, Held, Miss, Outcome,
     inodes::Inode,
     root::{ROOT_ID, Root},
 };
-use crate::model::{Digest, Directory, Name, NameError, Node, SizeRule};
+use crate::model::{Digest, Directory, Name, NameError, Node, SizeRule, StorePath};
 
 /// An entry that the kernel is told of: one lookup, to be taken back by [`Filesystem::forget`].
 #[derive(Debug, Clone, Copy)]
@@ -13,8 +13,8 @@ pub struct Entry {
     /// The node id.
     pub id: u64,
     pub attr: Attr,
-    /// Whether it may ever be another one under the same name.
-    pub constant: bool,
+    /// How long it is the one under this name; `None`: for ever.
+    pub ttl: Option<Duration>,
 }
 
 impl Filesystem {
@@ -28,7 +28,7 @@ impl Filesystem {
             Err(_) => return Outcome::Ready(Ok(None)),
         };
         if parent == ROOT_ID {
-            match &self.root {
+            match &*self.root() {
                 Root::Directory { .. } => {}
                 Root::Single { name: only, node } => {
                     let found = (*only == name).then(|| {
@@ -39,9 +39,12 @@ impl Filesystem {
                     });
                     return Outcome::Ready(Ok(found));
                 }
-                Root::Names => {
+                Root::Names | Root::StorePaths => {
                     let Some(node) = held.root(&name) else {
-                        return Outcome::Miss(Miss::Root(name));
+                        return match self.root_miss(name) {
+                            Some(miss) => Outcome::Miss(miss),
+                            None => Outcome::Ready(Ok(None)),
+                        };
                     };
                     let found = node.as_ref().map(|node| {
                         self.entry(
@@ -69,6 +72,14 @@ impl Filesystem {
             )
         });
         Outcome::Ready(Ok(found))
+    }
+
+    /// What to fetch for an entry of a root that changes; `None` when there can be no such entry.
+    fn root_miss(&self, name: Name) -> Option<Miss> {
+        match *self.root() {
+            Root::StorePaths => StorePath::from_basename(name).ok().map(Miss::StorePath),
+            Root::Names | Root::Directory { .. } | Root::Single { .. } => Some(Miss::Root(name)),
+        }
     }
 
     /// Takes back lookups.
@@ -134,7 +145,7 @@ impl Filesystem {
         Entry {
             id: inode.id(),
             attr: self.inode_attr(inode),
-            constant: parent != ROOT_ID || !self.root.changes(),
+            ttl: self.ttl(parent),
         }
     }
 }

@@ -2,7 +2,7 @@
 //! can be tested without a mount.
 //!
 //! - [`Filesystem`]: the operations; each that can miss answers [`Outcome::Miss`] instead of waiting
-//! - `root`: what the mount's root shows
+//! - `root`: what the mount's root shows; `switch` has it show another tree
 //! - `inodes`: node ids, and forgetting them
 //! - `attr`: what `stat` sees
 //! - `lookup`, `listing`, `read`, `xattr`: operations by theme
@@ -20,15 +20,17 @@ mod lookup;
 mod read;
 mod resolve;
 mod root;
+mod switch;
 mod troubles;
 mod xattr;
 
 use std::{
     collections::HashSet,
     sync::{
-        Arc, Mutex,
+        Arc, Mutex, PoisonError, RwLock,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 pub use attr::{Attr, Kind};
@@ -37,6 +39,7 @@ pub use listing::{Listed, Listing};
 pub use lookup::Entry;
 pub use resolve::{Held, Miss, Outcome};
 pub use root::Root;
+pub use switch::SwitchError;
 pub use troubles::Trouble;
 pub use xattr::{CACHED, CHUNKS, DAEMON};
 
@@ -52,6 +55,8 @@ use crate::{
 pub struct Options {
     /// Whether the root can be listed.
     pub list_root: bool,
+    /// How long the kernel keeps an entry of a root that changes, or that there is none.
+    pub names_ttl: Duration,
     /// Whether there are extended attributes.
     pub xattr: bool,
     /// User and group that everything belongs to.
@@ -66,7 +71,10 @@ pub struct Filesystem {
     cache: Arc<Cache>,
     prefetch: Prefetch,
     options: Options,
-    root: Root,
+    /// The lock is held for a look only.
+    root: RwLock<Arc<Root>>,
+    /// Whether what the root shows can change without [`Filesystem::switch`].
+    changes: bool,
     inodes: Inodes,
     handles: Handles,
     troubles: Troubles,
@@ -100,7 +108,8 @@ impl Filesystem {
             inodes: Inodes::new(&root),
             cache,
             options,
-            root,
+            changes: root.changes(),
+            root: RwLock::new(Arc::new(root)),
             handles: Handles::default(),
             troubles: Troubles::default(),
             known: Known::default(),
@@ -113,8 +122,20 @@ impl Filesystem {
     }
 
     #[must_use]
-    pub const fn root(&self) -> &Root {
-        &self.root
+    pub fn root(&self) -> Arc<Root> {
+        Arc::clone(&self.root.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Whether entries of the root can come, go and stand for something else.
+    #[must_use]
+    pub const fn changes(&self) -> bool {
+        self.changes
+    }
+
+    /// How long the kernel may keep an entry below `parent`, or that there is none; `None`: for ever.
+    #[must_use]
+    pub fn ttl(&self, parent: u64) -> Option<Duration> {
+        (self.changes && parent == root::ROOT_ID).then_some(self.options.names_ttl)
     }
 
     /// The last errors that a reader has met, the newest last.
@@ -138,14 +159,14 @@ impl Filesystem {
     /// For `statfs`; answers at once.
     #[must_use]
     pub fn totals(&self) -> Totals {
-        let (entries, content) = match &self.root {
+        let (entries, content) = match &*self.root() {
             Root::Directory { size, .. } => (*size, 0),
             Root::Single { node, .. } => match node {
                 Node::File { size, .. } => (1, *size),
                 Node::Directory { size, .. } => (size.saturating_add(1), 0),
                 Node::Symlink { .. } => (1, 0),
             },
-            Root::Names => (0, 0),
+            Root::Names | Root::StorePaths => (0, 0),
         };
         Totals {
             entries,
@@ -159,7 +180,7 @@ impl Filesystem {
                 .known
                 .directories
                 .lock()
-                .unwrap_or_else(std::sync::PoisonError::into_inner);
+                .unwrap_or_else(PoisonError::into_inner);
             seen.insert(prefix)
         };
         if new {

@@ -5,7 +5,7 @@ use futures::future::try_join_all;
 use super::{Filesystem, FsError, Trouble, root::Roots};
 use crate::{
     cache::{Blob, CacheError, ChunkData},
-    model::{Digest, Directory, Name, Node},
+    model::{Digest, Directory, Name, Node, StorePath},
     remote::RemoteError,
 };
 
@@ -51,6 +51,8 @@ pub enum Miss {
     },
     Root(Name),
     Roots,
+    StorePath(StorePath),
+    StorePaths,
 }
 
 /// What has been fetched for a request that is run again. It stays here until the request is answered, so that a request
@@ -146,6 +148,24 @@ impl Filesystem {
                     Err(error) => return Err(failed(0, None, error)),
                 };
                 held.roots.insert(name, node);
+            }
+            Miss::StorePath(path) => {
+                let node = match self.cache.store_path(&path).await {
+                    Ok(node) => Some(node),
+                    Err(CacheError::Remote(RemoteError::NotFound { .. })) => None,
+                    Err(error) => return Err(failed(0, None, error)),
+                };
+                held.roots.insert(path.basename().clone(), node);
+            }
+            Miss::StorePaths => {
+                let infos = self.cache.path_infos().await;
+                let infos = infos.map_err(|error| failed(0, None, error))?;
+                let mut roots: Vec<_> = infos
+                    .into_iter()
+                    .map(|info| (info.path.basename().clone(), info.node))
+                    .collect();
+                roots.sort_by(|a, b| a.0.cmp(&b.0));
+                held.all_roots = Some(roots.into());
             }
             Miss::Roots => {
                 let roots = self.cache.roots().await;

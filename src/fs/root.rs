@@ -21,6 +21,8 @@ pub enum Root {
     Single { name: Name, node: Node },
     /// All registered names. They change while mounted.
     Names,
+    /// All Nix store paths that the remotes know. New ones come while mounted.
+    StorePaths,
 }
 
 impl Root {
@@ -28,7 +30,7 @@ impl Root {
     #[must_use]
     pub const fn changes(&self) -> bool {
         match self {
-            Self::Names => true,
+            Self::Names | Self::StorePaths => true,
             Self::Directory { .. } | Self::Single { .. } => false,
         }
     }
@@ -38,7 +40,7 @@ impl Root {
         match self {
             Self::Directory { size, .. } => *size,
             Self::Single { .. } => 1,
-            Self::Names => 0,
+            Self::Names | Self::StorePaths => 0,
         }
     }
 }

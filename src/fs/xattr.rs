@@ -73,7 +73,7 @@ impl Filesystem {
     }
 
     fn subject(&self, id: u64) -> Result<Subject, FsError> {
-        if id == ROOT_ID && !matches!(self.root, Root::Directory { .. }) {
+        if id == ROOT_ID && !matches!(*self.root(), Root::Directory { .. }) {
             return Ok(Subject::None);
         }
         Ok(match self.inodes.get(id)?.node() {

@@ -1,6 +1,6 @@
 //! Makes trees: reads files from a filesystem or a tar stream, cuts them into chunks and publishes what is new.
 //!
-//! - [`import_path`], [`import_tar`]: the two ways in
+//! - [`import_path`], [`import_tar`], [`import_blob`]: the ways in
 //! - `pipeline`: hashing and publishing, in parallel, with bounded memory
 //! - `chunker`: one file to chunks and manifest
 //! - `tree`: the tree in memory, to directories bottom-up
@@ -8,6 +8,7 @@
 //! - [`Unkept`]: what the model cannot hold and the source had
 
 mod archive;
+mod blob;
 mod chunker;
 mod error;
 mod pipeline;
@@ -16,6 +17,7 @@ mod unkept;
 mod walk;
 
 pub use archive::import_tar;
+pub use blob::import_blob;
 pub use error::ImportError;
 pub use pipeline::Progress;
 pub use unkept::Unkept;

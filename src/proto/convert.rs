@@ -37,6 +37,12 @@ pub enum DecodeError {
 /// The canonical encoding of a directory; its digest names the directory.
 #[must_use]
 pub fn encode_directory(directory: &Directory) -> Vec<u8> {
+    directory_to_wire(directory).encode_to_vec()
+}
+
+/// The message of a directory.
+#[must_use]
+pub fn directory_to_wire(directory: &Directory) -> wire::Directory {
     let mut message = wire::Directory::default();
     for entry in directory.entries() {
         let name = entry.name.as_bytes().clone();
@@ -46,7 +52,7 @@ pub fn encode_directory(directory: &Directory) -> Vec<u8> {
             wire::node::Node::Symlink(node) => message.symlinks.push(node),
         }
     }
-    message.encode_to_vec()
+    message
 }
 
 /// # Errors

@@ -26,6 +26,10 @@ const OVERLOAD_PATIENCE: u32 = 10;
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// A closure that breaks off is asked for again so many times without a new directory.
 const CLOSURE_ATTEMPTS: u32 = 5;
+/// That nobody has an object is remembered for this time, so that many who ask for it ask the remotes once.
+const MISSING_FOR: Duration = Duration::from_secs(2);
+/// Objects of which that is remembered.
+const MISSING: u64 = 100_000;
 /// Encoded directories of which a broken closure remembers that they went by.
 type Seen = std::collections::HashSet<Digest>;
 
@@ -42,6 +46,8 @@ struct Inner {
     address: Arc<str>,
     policy: Policy,
     offline: bool,
+    /// What no remote had when it was last asked for.
+    missing: moka::sync::Cache<Object, ()>,
     /// Told when a remote that was skipped answers again.
     back: Arc<Notify>,
 }
@@ -60,6 +66,49 @@ pub enum Patience {
     Once,
     /// As the policy says.
     Policy,
+}
+
+/// What remotes are asked, and on whose behalf.
+struct Question<'a, T> {
+    object: Object,
+    /// What decides which member of a group is asked first.
+    key: Option<Digest>,
+    patience: Patience,
+    /// Bytes of the answer, where known.
+    bytes: u64,
+    /// Remotes to pass over.
+    skip: usize,
+    /// Where it may be that no reader waits.
+    urgency: Option<&'a Urgency>,
+    ask: &'a Ask<T>,
+}
+
+impl<'a, T> Question<'a, T> {
+    fn new(object: Object, ask: &'a Ask<T>) -> Self {
+        let key = match object {
+            Object::Blob(digest) | Object::Chunk(digest) | Object::Directory(digest) => {
+                Some(digest)
+            }
+            Object::Root(_)
+            | Object::Roots
+            | Object::StorePath(_)
+            | Object::StorePaths
+            | Object::Store => None,
+        };
+        Self {
+            object,
+            key,
+            patience: Patience::Policy,
+            bytes: 0,
+            skip: 0,
+            urgency: None,
+            ask,
+        }
+    }
+
+    fn is_reader(&self) -> bool {
+        self.urgency.is_none_or(Urgency::is_reader)
+    }
 }
 
 /// Asks one remote.
@@ -109,6 +158,10 @@ impl Chain {
             address,
             policy,
             offline,
+            missing: moka::sync::Cache::builder()
+                .max_capacity(MISSING)
+                .time_to_live(MISSING_FOR)
+                .build(),
             back: Arc::default(),
         }))
     }
@@ -119,10 +172,27 @@ impl Chain {
         &self.0.address
     }
 
+    /// How many remotes there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.0.groups.iter().map(Vec::len).sum()
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
     /// Whether it asks nobody.
     #[must_use]
     pub fn is_offline(&self) -> bool {
         self.0.offline
+    }
+
+    /// Forgets what no remote had.
+    pub fn forget_missing(&self) {
+        self.0.missing.invalidate_all();
     }
 
     /// The state of each remote.
@@ -163,9 +233,7 @@ impl Chain {
             }
             .boxed()
         };
-        let object = Object::Blob(blob);
-        self.ask(object, Some(blob), Patience::Policy, 0, &ask)
-            .await
+        self.ask(Question::new(Object::Blob(blob), &ask)).await
     }
 
     /// A chunk's bytes, verified.
@@ -178,9 +246,9 @@ impl Chain {
         size: Option<u64>,
         urgency: &Urgency,
     ) -> Result<Bytes, RemoteError> {
-        let urgency = urgency.clone();
+        let asked = urgency.clone();
         let ask = move |remote: Arc<dyn Remote>| {
-            let urgency = urgency.clone();
+            let urgency = asked.clone();
             async move {
                 // Damaged on its way, perhaps: once more, before the next remote is asked.
                 match verified(remote.as_ref(), chunk, size, &urgency).await {
@@ -192,27 +260,32 @@ impl Chain {
             }
             .boxed()
         };
-        let bytes = size.unwrap_or(16 << 20);
-        self.ask(
-            Object::Chunk(chunk),
-            Some(chunk),
-            Patience::Policy,
-            bytes,
-            &ask,
-        )
+        self.ask(Question {
+            bytes: size.unwrap_or(16 << 20),
+            urgency: Some(urgency),
+            ..Question::new(Object::Chunk(chunk), &ask)
+        })
         .await
     }
 
-    /// All bytes of a blob as one stream, not verified; it may break off.
+    /// All bytes of a blob as one stream, not verified; it may break off. `skip` remotes are passed over, because what
+    /// they sent was wrong.
     ///
     /// # Errors
     /// When no remote begins to send.
-    pub async fn pieces(&self, blob: Digest, size: Option<u64>) -> Result<Pieces, RemoteError> {
+    pub async fn pieces(
+        &self,
+        blob: Digest,
+        size: Option<u64>,
+        skip: usize,
+    ) -> Result<Pieces, RemoteError> {
         let ask =
             move |remote: Arc<dyn Remote>| async move { remote.pieces(blob, size).await }.boxed();
-        let object = Object::Blob(blob);
-        self.ask(object, Some(blob), Patience::Policy, 0, &ask)
-            .await
+        self.ask(Question {
+            skip,
+            ..Question::new(Object::Blob(blob), &ask)
+        })
+        .await
     }
 
     /// The directories at and below `root`, not verified, each once. Where one remote breaks off, it or the next goes on.
@@ -269,9 +342,7 @@ impl Chain {
             }
             .boxed()
         };
-        let object = Object::Directory(root);
-        self.ask(object, Some(root), Patience::Policy, 0, &ask)
-            .await
+        self.ask(Question::new(Object::Directory(root), &ask)).await
     }
 
     /// The node that a name stands for.
@@ -284,8 +355,11 @@ impl Chain {
             let name = wanted.clone();
             async move { remote.root(&name).await }.boxed()
         };
-        self.ask(Object::Root(name.clone()), None, patience, 0, &ask)
-            .await
+        self.ask(Question {
+            patience,
+            ..Question::new(Object::Root(name.clone()), &ask)
+        })
+        .await
     }
 
     /// The names of all remotes that answer, sorted; one that several know is what the first says.
@@ -299,7 +373,8 @@ impl Chain {
         }
         let ask = |remote: Arc<dyn Remote>| async move { remote.roots().await }.boxed();
         let members = self.0.groups.iter().flatten();
-        let answers = members.map(|member| self.attempt(member, &Object::Roots, 0, &ask));
+        let question = Question::new(Object::Roots, &ask);
+        let answers = members.map(|member| self.attempt(member, &question));
         let (mut all, mut failed, mut answered) = (BTreeMap::new(), None, false);
         for answer in futures::future::join_all(answers).await {
             match answer {
@@ -332,8 +407,11 @@ impl Chain {
     ) -> Result<PathInfo, RemoteError> {
         let ask =
             move |remote: Arc<dyn Remote>| async move { remote.path_info(hash).await }.boxed();
-        self.ask(Object::StorePath(hash), None, patience, 0, &ask)
-            .await
+        self.ask(Question {
+            patience,
+            ..Question::new(Object::StorePath(hash), &ask)
+        })
+        .await
     }
 
     /// All store paths of the first remote that lists them.
@@ -342,35 +420,47 @@ impl Chain {
     /// When none answers.
     pub async fn path_infos(&self) -> Result<Vec<PathInfo>, RemoteError> {
         let ask = |remote: Arc<dyn Remote>| async move { remote.path_infos().await }.boxed();
-        self.ask(Object::StorePaths, None, Patience::Policy, 64 << 20, &ask)
-            .await
+        self.ask(Question {
+            bytes: 64 << 20,
+            ..Question::new(Object::StorePaths, &ask)
+        })
+        .await
     }
 
     /// Asks remotes until one gives a proper answer, or patience ends.
-    async fn ask<T: Send + 'static>(
-        &self,
-        object: Object,
-        key: Option<Digest>,
-        patience: Patience,
-        bytes: u64,
-        ask: &Ask<T>,
-    ) -> Result<T, RemoteError> {
+    async fn ask<T: Send + 'static>(&self, question: Question<'_, T>) -> Result<T, RemoteError> {
         if self.0.offline {
+            let object = question.object;
             return Err(RemoteError::Offline { object });
+        }
+        // Names are asked for again each time: they change.
+        let remembered = question.key.is_some() && question.skip == 0;
+        if remembered && self.0.missing.contains_key(&question.object) {
+            return Err(self.not_found(question.object));
         }
         let started = Instant::now();
         let mut delays = delays();
         loop {
-            let error = match self.round(&object, key, bytes, ask).await {
+            let error = match self.round(&question).await {
                 Ok(value) => return Ok(value),
                 Err(error) => error,
             };
             let Some(fault @ (Fault::Unavailable | Fault::Overload(_))) = error.fault() else {
+                if remembered && error.is_not_found() {
+                    self.0.missing.insert(question.object, ());
+                }
                 return Err(error);
             };
+            if let Fault::Overload(pause) = fault
+                && let Some(urgency) = question.urgency.filter(|urgency| !urgency.is_reader())
+            {
+                // Turned away for the sake of readers: later, or as soon as a reader waits for it too.
+                stand_back(urgency, pause).await;
+                continue;
+            }
             let until = self.give_up_at(started, fault);
             let now = Instant::now();
-            if patience == Patience::Once || now >= until {
+            if question.patience == Patience::Once || now >= until {
                 return Err(error);
             }
             tracing::debug!(%error, "asking again");
@@ -387,6 +477,13 @@ impl Chain {
                 let delay = delays.next().unwrap_or(LOOK_AGAIN);
                 tokio::time::sleep(delay.min(left)).await;
             }
+        }
+    }
+
+    fn not_found(&self, object: Object) -> RemoteError {
+        RemoteError::NotFound {
+            remote: Arc::clone(&self.0.address),
+            object,
         }
     }
 
@@ -412,14 +509,11 @@ impl Chain {
     }
 
     /// Asks each remote at most once, the next when one has failed or takes too long.
-    async fn round<T: Send + 'static>(
-        &self,
-        object: &Object,
-        key: Option<Digest>,
-        bytes: u64,
-        ask: &Ask<T>,
-    ) -> Result<T, RemoteError> {
-        let mut next = self.order(key).into_iter();
+    async fn round<T: Send + 'static>(&self, question: &Question<'_, T>) -> Result<T, RemoteError> {
+        let mut next = self.order(question.key).into_iter();
+        for _ in 0..question.skip {
+            next.next();
+        }
         let mut running = FuturesUnordered::new();
         let mut worst: Option<RemoteError> = None;
         loop {
@@ -427,7 +521,7 @@ impl Chain {
                 let Some(member) = next.next() else {
                     break;
                 };
-                running.push(self.attempt(member, object, bytes, ask));
+                running.push(self.attempt(member, question));
             }
             let hedge = async {
                 match self.0.policy.hedge {
@@ -439,7 +533,7 @@ impl Chain {
                 result = running.next() => result,
                 () = hedge => {
                     if let Some(member) = next.next() {
-                        running.push(self.attempt(member, object, bytes, ask));
+                        running.push(self.attempt(member, question));
                     }
                     continue;
                 }
@@ -460,7 +554,7 @@ impl Chain {
                         worst = Some(error);
                     }
                     if let Some(member) = next.next() {
-                        running.push(self.attempt(member, object, bytes, ask));
+                        running.push(self.attempt(member, question));
                     }
                 }
                 None => {}
@@ -468,10 +562,7 @@ impl Chain {
         }
         match worst {
             Some(error) if !error.is_not_found() => Err(error),
-            _ => Err(RemoteError::NotFound {
-                remote: Arc::clone(&self.0.address),
-                object: object.clone(),
-            }),
+            _ => Err(self.not_found(question.object.clone())),
         }
     }
 
@@ -493,13 +584,11 @@ impl Chain {
     async fn attempt<T: Send + 'static>(
         &self,
         member: &Arc<Member>,
-        object: &Object,
-        bytes: u64,
-        ask: &Ask<T>,
+        question: &Question<'_, T>,
     ) -> Result<T, RemoteError> {
         let failed = |cause: String| RemoteError::Read {
             remote: member.remote.address().into(),
-            object: object.clone(),
+            object: question.object.clone(),
             fault: Fault::Unavailable,
             cause: Arc::new(std::io::Error::other(cause)),
         };
@@ -507,14 +596,17 @@ impl Chain {
             return Err(failed(reason.to_string()));
         }
         tokio::time::sleep(member.health.pause(Instant::now())).await;
-        let deadline = self.0.policy.deadline(bytes);
-        let result = tokio::time::timeout(deadline, ask(Arc::clone(&member.remote))).await;
+        let deadline = self.0.policy.deadline(question.bytes);
+        let result =
+            tokio::time::timeout(deadline, (question.ask)(Arc::clone(&member.remote))).await;
         let result = result.unwrap_or_else(|_| Err(failed(format!("no answer in {deadline:?}"))));
         let now = Instant::now();
         match result.as_ref().err().and_then(RemoteError::fault) {
             None | Some(Fault::Refused) => {
                 member.health.answered();
             }
+            // One that turns prefetch away is there for readers.
+            Some(Fault::Overload(_)) if !question.is_reader() => {}
             Some(Fault::Overload(pause)) => member.health.overloaded(now, pause),
             Some(Fault::Unavailable) => {
                 let reason = match &result {
@@ -527,6 +619,16 @@ impl Chain {
             }
         }
         result
+    }
+}
+
+/// Waits until an overloaded remote may be asked again, or a reader waits.
+async fn stand_back(urgency: &Urgency, pause: Option<Duration>) {
+    const LOOK: Duration = Duration::from_millis(10);
+    let pause = pause.unwrap_or(Duration::from_millis(100));
+    let until = Instant::now() + pause.clamp(LOOK, Duration::from_secs(5));
+    while Instant::now() < until && !urgency.is_reader() {
+        tokio::time::sleep(LOOK).await;
     }
 }
 

@@ -39,7 +39,7 @@ use futures::stream::BoxStream;
 pub use address::{Address, AddressError, open, open_for_writing};
 pub use chain::{Chain, Patience};
 pub use error::{Fault, Object, RemoteError};
-pub use grpc::{GrpcRemote, PREFETCH, PRIORITY, SIZE};
+pub use grpc::{GrpcRemote, NAMES_TOKEN, PREFETCH, PRIORITY, RETRY_AFTER, SIZE};
 pub use health::RemoteStatus;
 pub use object_store::ObjectStoreRemote;
 pub use policy::{Outage, Policy, PolicyError, parse_duration};

@@ -6,7 +6,7 @@ use std::{
 
 use zerocopy::IntoBytes;
 
-use super::wire::{InvalInode, NOTIFY_INVAL_INODE, OutHeader};
+use super::wire::{InvalEntry, InvalInode, NOTIFY_INVAL_ENTRY, NOTIFY_INVAL_INODE, OutHeader};
 use crate::cache::{ChunkData, Slice};
 
 /// Parts of one `writev`, the header among them; the kernel takes 1024 at the most.
@@ -99,6 +99,17 @@ impl Device {
         };
         // A notification has no request, and its code stands where an answer has its error. ENOENT: it is not cached.
         note(self.write(0, NOTIFY_INVAL_INODE, &[part_of(message.as_bytes())]));
+    }
+
+    /// Has the kernel forget what it knows of a name in a directory. Waits for lookups there.
+    pub(super) fn invalidate_entry(&self, parent: u64, name: &[u8]) {
+        let message = InvalEntry {
+            parent,
+            name_len: u32::try_from(name.len()).unwrap_or_default(),
+            flags: 0,
+        };
+        let parts = [part_of(message.as_bytes()), part_of(name), part_of(&[0])];
+        note(self.write(0, NOTIFY_INVAL_ENTRY, &parts));
     }
 
     fn write(&self, unique: u64, error: i32, parts: &[libc::iovec]) -> io::Result<()> {

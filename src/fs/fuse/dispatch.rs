@@ -161,10 +161,8 @@ impl Dispatcher {
             Operation::Lookup { parent, name } => match self.fs.lookup(*parent, name, held) {
                 Outcome::Miss(miss) => return Some(miss),
                 Outcome::Ready(found) => found.map(|entry| {
-                    let out = entry.as_ref().map_or_else(
-                        || EntryOut::absent(*parent != 1 || !self.fs.root().changes()),
-                        EntryOut::from,
-                    );
+                    let absent = || EntryOut::absent(self.fs.ttl(*parent));
+                    let out = entry.as_ref().map_or_else(absent, EntryOut::from);
                     let taken = may_answer() && self.device.answer(unique, &[out.as_bytes()]);
                     if let Some(entry) = entry.filter(|_| !taken) {
                         self.fs.forget(entry.id, 1);
@@ -184,7 +182,7 @@ impl Dispatcher {
             Operation::Opendir { node } => match self.fs.open_listing(*node, held) {
                 Outcome::Miss(miss) => return Some(miss),
                 Outcome::Ready(Ok(handle)) => {
-                    if self.fs.root().changes() {
+                    if self.fs.changes() {
                         let flags = match handle {
                             0 => FOPEN_KEEP_CACHE | FOPEN_CACHE_DIR,
                             _ => 0,

@@ -19,4 +19,4 @@ mod session;
 mod wire;
 
 pub use init::IoMode;
-pub use session::{MountError, MountOptions, Session};
+pub use session::{MountError, MountOptions, RootEntries, Session};

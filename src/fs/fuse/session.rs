@@ -17,7 +17,10 @@ use super::{
     pending::Pending,
     rest::Rest,
 };
-use crate::fs::Filesystem;
+use crate::{
+    fs::{Filesystem, root::ROOT_ID},
+    model::Name,
+};
 
 /// Room for headers beside the largest transfer, in bytes.
 const HEADERS: usize = 4096;
@@ -68,9 +71,34 @@ pub struct Session {
     device: Option<String>,
     workers: Vec<JoinHandle<()>>,
     unmounted: watch::Receiver<bool>,
+    dispatcher: Arc<Dispatcher>,
+}
+
+/// Has the kernel forget entries of a mount's root.
+#[derive(Clone)]
+pub struct RootEntries(Weak<Dispatcher>);
+
+impl RootEntries {
+    /// Blocks until lookups in the root that are under way have ended.
+    pub fn forget(&self, names: &[Name]) {
+        let Some(dispatcher) = self.0.upgrade() else {
+            return;
+        };
+        for name in names {
+            dispatcher.device.invalidate_entry(ROOT_ID, name.as_bytes());
+        }
+        // Its size, and the listing that the kernel keeps.
+        dispatcher.device.invalidate(ROOT_ID);
+    }
 }
 
 impl Session {
+    /// The entries of the root, as the kernel knows them.
+    #[must_use]
+    pub fn root_entries(&self) -> RootEntries {
+        RootEntries(Arc::downgrade(&self.dispatcher))
+    }
+
     /// Mounts and starts to answer. Must be called within a tokio runtime, in which fetches run. Blocks until the mount
     /// answers.
     ///
@@ -123,6 +151,7 @@ impl Session {
             device,
             workers,
             unmounted,
+            dispatcher,
         };
         // From then on the kernel sends requests, and the threads are there to answer. The mount itself must not be
         // looked at from here: a process that is killed while it waits for itself never ends.

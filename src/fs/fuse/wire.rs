@@ -1,13 +1,13 @@
 //! Messages of the FUSE protocol, laid out as in `include/uapi/linux/fuse.h` of Linux 6.18.
 
+use std::time::Duration;
+
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::fs::{Attr, Entry};
 
 /// How long what never changes is valid, in seconds: for ever, as far as a mount goes.
 const FOR_EVER: u64 = 1_000_000_000;
-/// How long a root name is valid, in seconds.
-const NAME_TTL: u64 = 1;
 
 pub(super) mod opcode {
     pub(in super::super) const LOOKUP: u32 = 1;
@@ -106,6 +106,7 @@ pub(super) struct ReadIn {
 
 /// Code of the notification that what the kernel keeps of a file's content must go, in [`OutHeader::error`].
 pub(super) const NOTIFY_INVAL_INODE: i32 = 2;
+pub(super) const NOTIFY_INVAL_ENTRY: i32 = 3;
 
 #[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
@@ -164,6 +165,16 @@ pub(super) struct EntryOut {
     pub(super) attr: AttrOut,
 }
 
+/// Followed by the name and a NUL byte.
+#[derive(Debug, Clone, Copy, IntoBytes, Immutable)]
+#[repr(C)]
+pub(super) struct InvalEntry {
+    pub(super) parent: u64,
+    /// Without the NUL byte.
+    pub(super) name_len: u32,
+    pub(super) flags: u32,
+}
+
 /// Followed by the name, padded with zeros to a multiple of 8 bytes. READDIRPLUS has an [`EntryOut`] before it.
 #[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
@@ -195,30 +206,27 @@ impl From<&Entry> for EntryOut {
     fn from(entry: &Entry) -> Self {
         Self {
             node: entry.id,
-            entry_valid: entry_ttl(entry.constant),
             attr_valid: FOR_EVER,
             attr: (&entry.attr).into(),
-            ..Self::default()
+            ..Self::absent(entry.ttl)
         }
     }
 }
 
 impl EntryOut {
     /// The answer that there is no such entry.
-    pub(super) fn absent(constant: bool) -> Self {
+    pub(super) fn absent(ttl: Option<Duration>) -> Self {
+        let ttl = ttl.unwrap_or(ATTR_TTL);
         Self {
-            entry_valid: entry_ttl(constant),
+            entry_valid: ttl.as_secs(),
+            entry_valid_nanos: ttl.subsec_nanos(),
             ..Self::default()
         }
     }
 }
 
 /// How long attributes are valid.
-pub(super) const ATTR_TTL: std::time::Duration = std::time::Duration::from_secs(FOR_EVER);
-
-const fn entry_ttl(constant: bool) -> u64 {
-    if constant { FOR_EVER } else { NAME_TTL }
-}
+pub(super) const ATTR_TTL: Duration = Duration::from_secs(FOR_EVER);
 
 /// Splits a message from the kernel into its first structure and the rest.
 pub(super) fn split<T: FromBytes>(message: &[u8]) -> Option<(T, &[u8])> {

@@ -51,7 +51,10 @@ pub const PREFETCH: &str = "prefetch";
 /// Request metadata that tells a server the size of what is asked for, in bytes.
 pub const SIZE: &str = "castore-size";
 /// Answer metadata that tells how long an overloaded server wants to be left alone, in milliseconds.
-pub(crate) const RETRY_AFTER: &str = "castore-retry-after-ms";
+pub const RETRY_AFTER: &str = "castore-retry-after-ms";
+
+/// Request metadata that holds the token of those who may change names.
+pub const NAMES_TOKEN: &str = "castore-names-token";
 
 /// The largest message that is accepted, in bytes: a directory of about a million entries.
 pub(crate) const MAX_MESSAGE: usize = 128 << 20;
@@ -71,6 +74,7 @@ pub struct GrpcRemote {
     address: Arc<str>,
     connections: Connections,
     token: Option<MetadataValue<Ascii>>,
+    names_token: Option<MetadataValue<Ascii>>,
     /// The most time between two messages of an answer.
     idle: Duration,
     /// Position in [`PACKAGES`].
@@ -91,6 +95,7 @@ impl GrpcRemote {
             address: server.shown.as_str().into(),
             connections: Connections::new(server, policy.idle())?,
             token: server.token()?,
+            names_token: server.names_token()?,
             idle: policy.idle(),
             package: AtomicU8::new(package.unwrap_or(UNKNOWN)),
         })

@@ -5,7 +5,7 @@ use bytes::Bytes;
 use futures::{Stream, StreamExt};
 use tonic::{Code, Request, Status};
 
-use super::{GrpcRemote, codec::Answered, status};
+use super::{GrpcRemote, NAMES_TOKEN, codec::Answered, status};
 use crate::{
     model::{Digest, Manifest, Name, Node},
     proto::{
@@ -82,7 +82,11 @@ impl GrpcRemote {
     {
         let path = format!("/castore.v1.RootService/{method}");
         let messages = futures::stream::once(std::future::ready(message));
-        self.send_stream(&path, self.request(messages)).await
+        let mut request = self.request(messages);
+        if let Some(token) = &self.names_token {
+            request.metadata_mut().insert(NAMES_TOKEN, token.clone());
+        }
+        self.send_stream(&path, request).await
     }
 
     async fn put_blob(

@@ -1,4 +1,9 @@
-use std::{ffi::OsString, fs, os::unix::ffi::OsStringExt, path::PathBuf};
+use std::{
+    ffi::OsString,
+    fs,
+    os::unix::ffi::OsStringExt,
+    path::{Path, PathBuf},
+};
 
 use tonic::metadata::{Ascii, MetadataValue};
 use url::Url;
@@ -18,6 +23,8 @@ pub struct Server {
     /// Our own certificate and its key.
     pub(super) identity: Option<(PathBuf, PathBuf)>,
     pub(super) token_file: Option<PathBuf>,
+    /// For changing names.
+    pub(super) names_token_file: Option<PathBuf>,
     /// HTTP/2 connections at the most.
     pub(super) connections: usize,
 }
@@ -55,6 +62,7 @@ impl Server {
             ca: None,
             identity: None,
             token_file: None,
+            names_token_file: None,
             connections: CONNECTIONS,
         };
         let (mut cert, mut key, mut hubs) = (None, None, Vec::new());
@@ -69,6 +77,7 @@ impl Server {
                 "cert" => cert = path(),
                 "key" => key = path(),
                 "token-file" => server.token_file = path(),
+                "names-token-file" => server.names_token_file = path(),
                 "hub" => hubs.push(text.into_owned()),
                 "connections" => {
                     server.connections = text
@@ -81,7 +90,7 @@ impl Server {
                     return Err(AddressError::Option {
                         address: shown.to_owned(),
                         option: option.to_owned(),
-                        hint: "; it knows protocol, ca, cert, key, token-file, hub and connections",
+                        hint: "; it knows protocol, ca, cert, key, token-file, names-token-file, hub and connections",
                     });
                 }
             }
@@ -144,16 +153,24 @@ impl Server {
 
     /// The bearer token, from its file.
     pub(super) fn token(&self) -> Result<Option<MetadataValue<Ascii>>, String> {
-        let Some(path) = &self.token_file else {
-            return Ok(None);
-        };
-        let token = fs::read_to_string(path).map_err(|error| format!("{path:?}: {error}"))?;
-        let mut value: MetadataValue<Ascii> = format!("Bearer {}", token.trim())
-            .parse()
-            .map_err(|_| format!("{path:?} holds no token: it must be one line of plain text"))?;
-        value.set_sensitive(true);
-        Ok(Some(value))
+        let path = self.token_file.as_deref();
+        path.map(|path| secret("Bearer ", path)).transpose()
     }
+
+    /// The token for changing names, from its file.
+    pub(super) fn names_token(&self) -> Result<Option<MetadataValue<Ascii>>, String> {
+        let path = self.names_token_file.as_deref();
+        path.map(|path| secret("", path)).transpose()
+    }
+}
+
+fn secret(prefix: &str, path: &Path) -> Result<MetadataValue<Ascii>, String> {
+    let token = fs::read_to_string(path).map_err(|error| format!("{path:?}: {error}"))?;
+    let mut value: MetadataValue<Ascii> = format!("{prefix}{}", token.trim())
+        .parse()
+        .map_err(|_| format!("{path:?} holds no token: it must be one line of plain text"))?;
+    value.set_sensitive(true);
+    Ok(value)
 }
 
 fn percent_decoded(path: &str) -> PathBuf {

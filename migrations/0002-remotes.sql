@@ -6,3 +6,6 @@ CREATE TABLE path_infos (
     -- Output hashes of the store paths that it refers to, one after the other.
     refs BLOB NOT NULL
 ) STRICT, WITHOUT ROWID;
+
+-- 1 when the blob's remote does not split it, and the chunks are parts that no remote knows.
+ALTER TABLE blobs ADD COLUMN cut_here INTEGER NOT NULL DEFAULT 0;
