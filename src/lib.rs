@@ -2,7 +2,7 @@
 //! over FUSE, and serves their bytes from a local cache that fills itself from a remote.
 //!
 //! Dependencies point downwards only, in this order; `tests/layering.rs` holds the code to it:
-//! `cli`, [`fs`], [`serve`], [`prefetch`], [`cache`], [`import`], [`remote`], [`proto`], [`model`].
+//! `cli`, [`fs`], [`serve`], [`prefetch`], [`cache`], [`copy`], [`import`], [`remote`], [`proto`], [`model`].
 
 #![cfg_attr(
     test,
@@ -14,6 +14,7 @@
 
 pub mod cache;
 pub mod cli;
+pub mod copy;
 pub mod fs;
 pub mod import;
 pub mod model;

@@ -13,8 +13,8 @@ use std::{
 };
 
 /// From the top to the bottom.
-const LAYERS: [&str; 9] = [
-    "cli", "fs", "serve", "prefetch", "cache", "import", "remote", "proto", "model",
+const LAYERS: [&str; 10] = [
+    "cli", "fs", "serve", "prefetch", "cache", "copy", "import", "remote", "proto", "model",
 ];
 
 fn sources(dir: &Path, found: &mut Vec<PathBuf>) {

@@ -368,7 +368,11 @@ impl Cache {
 
     /// A chunk from the writer's queue or from a data file; verified where that has not been done under the file's
     /// present stamp. Blocks on the disk.
-    fn find_on_disk(&self, blob: &Blob, position: usize) -> Result<Option<ChunkData>, CacheError> {
+    pub(super) fn find_on_disk(
+        &self,
+        blob: &Blob,
+        position: usize,
+    ) -> Result<Option<ChunkData>, CacheError> {
         let Some(chunk) = blob.chunk(position) else {
             return Ok(None);
         };

@@ -10,6 +10,7 @@
 //! - `blob`: a blob's manifest and where its chunks lie
 //! - `flights`: one task per missing object, whatever the number of its waiters
 //! - `fetch`, `closure`: bringing and verifying what is missing
+//! - `complete`: what is here of a tree, and bringing the rest
 //! - `names`: what changes, and is remembered
 //! - `stream_in`, `arriving`: blobs that their remote does not cut, served after their end or as they come
 //! - `by_digest`: what a server's clients ask for
@@ -21,6 +22,7 @@ mod at_hand;
 mod blob;
 mod by_digest;
 mod closure;
+mod complete;
 mod config;
 mod data_file;
 mod error;

@@ -23,7 +23,9 @@ impl Cache {
             let known =
                 self.query(move |connection| index::name(connection, &remote, &wanted, offline));
             if let Some(node) = known.await? {
-                tracing::info!(%name, %error, "the name is taken from the cache");
+                if !offline {
+                    tracing::info!(%name, %error, "the name is taken from the cache");
+                }
                 return Ok(node);
             }
             if error.is_transient() {

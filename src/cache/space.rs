@@ -61,6 +61,13 @@ impl Room {
         (self.quota / SEGMENTS_IN_QUOTA).min(SLACK_MAX)
     }
 
+    /// Most bytes of data files, were all of the `data` bytes there are evicted.
+    pub(super) fn capacity(&self, data: u64) -> u64 {
+        let by_quota = self.quota.saturating_sub(self.other + self.slack());
+        let by_disk = (self.filesystem.free.saturating_add(data)).saturating_sub(self.min_free);
+        by_quota.min(by_disk)
+    }
+
     /// Most bytes of chunks that are written at once.
     pub(super) fn batch(&self) -> u64 {
         (self.quota / SEGMENTS_IN_QUOTA).min(32 << 20)

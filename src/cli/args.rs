@@ -8,24 +8,9 @@ use crate::{
     remote::{self, Outage, Policy, parse_duration},
 };
 
-/// Where bytes come from.
+/// How long remotes are waited for.
 #[derive(Debug, Clone, Args)]
-pub(super) struct RemoteArgs {
-    /// Store to read from, in order of preference; can be given several times
-    ///
-    /// objectstore+file:///absolute/path is a directory in the object store layout of tvix and snix, and
-    /// objectstore+s3://bucket/prefix?region=… (gs, az, http, https) a store in a cloud; grpc+http://host:port, grpc+https
-    /// and grpc+unix:///path are servers of castore, tvix or snix. A name is a remote of castore.toml. The default is the
-    /// user's own store, to which `castore import` writes ($XDG_DATA_HOME/castore/store, or /var/lib/castore/store for
-    /// root).
-    #[arg(
-        long,
-        env = "CASTORE_REMOTE",
-        value_name = "URL",
-        value_delimiter = ','
-    )]
-    pub(super) remote: Vec<String>,
-
+pub(super) struct WaitArgs {
     /// How long a remote may be silent before it counts as away, such as 30s
     #[arg(long, env = "CASTORE_TIMEOUT", value_name = "TIME", default_value = "30s", value_parser = timeout)]
     pub(super) timeout: Duration,
@@ -45,6 +30,38 @@ pub(super) struct RemoteArgs {
     /// Ask the next remote too when one has not answered after this time, such as 200ms [default: off]
     #[arg(long, env = "CASTORE_HEDGE", value_name = "TIME", value_parser = parse_duration)]
     pub(super) hedge: Option<Duration>,
+}
+
+impl WaitArgs {
+    pub(super) const fn policy(&self) -> Policy {
+        Policy {
+            timeout: self.timeout,
+            outage: self.outage,
+            hedge: self.hedge,
+        }
+    }
+}
+
+/// Where bytes come from.
+#[derive(Debug, Clone, Args)]
+pub(super) struct RemoteArgs {
+    /// Store to read from, in order of preference; can be given several times
+    ///
+    /// objectstore+file:///absolute/path is a directory in the object store layout of tvix and snix, and
+    /// objectstore+s3://bucket/prefix?region=… (gs, az, http, https) a store in a cloud; grpc+http://host:port, grpc+https
+    /// and grpc+unix:///path are servers of castore, tvix or snix. A name is a remote of castore.toml. The default is the
+    /// user's own store, to which `castore import` writes ($XDG_DATA_HOME/castore/store, or /var/lib/castore/store for
+    /// root).
+    #[arg(
+        long,
+        env = "CASTORE_REMOTE",
+        value_name = "URL",
+        value_delimiter = ','
+    )]
+    pub(super) remote: Vec<String>,
+
+    #[command(flatten)]
+    pub(super) wait: WaitArgs,
 
     /// Never use the network: what is cached is served, all else fails at once
     #[arg(long, env = "CASTORE_OFFLINE")]
@@ -69,9 +86,11 @@ impl RemoteArgs {
         } = Policy::default();
         Self {
             remote: vec![address],
-            timeout,
-            outage,
-            hedge,
+            wait: WaitArgs {
+                timeout,
+                outage,
+                hedge,
+            },
             offline: false,
         }
     }
@@ -86,11 +105,7 @@ impl RemoteArgs {
     }
 
     pub(super) const fn policy(&self) -> Policy {
-        Policy {
-            timeout: self.timeout,
-            outage: self.outage,
-            hedge: self.hedge,
-        }
+        self.wait.policy()
     }
 
     /// What was given, or the default store.

@@ -1,16 +1,13 @@
-use std::{
-    io::{IsTerminal, Read},
-    path::PathBuf,
-    sync::{Arc, atomic::Ordering},
-    time::Duration,
-};
+use std::{io::Read, path::PathBuf, sync::Arc};
 
 use anyhow::{Context, bail};
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 
 use super::{
     args::{CacheArgs, RemoteArgs, StoreArgs},
-    open, runtime,
+    open,
+    progress::{self, read},
+    runtime,
 };
 use crate::{
     import::{self, Imported, Options, Progress},
@@ -165,32 +162,17 @@ async fn warm(args: &Args, address: &str, root: &Node, name: Option<&Name>) -> a
     Ok(())
 }
 
-/// A bar on a terminal, and nothing elsewhere.
 fn show(progress: &Arc<Progress>) -> ProgressBar {
-    if !std::io::stderr().is_terminal() {
-        return ProgressBar::hidden();
-    }
-    let bar = ProgressBar::new(0);
-    let template = "{spinner} {msg} {bytes}/{total_bytes} {bytes_per_sec} [{wide_bar}] {eta}";
-    if let Ok(style) = ProgressStyle::with_template(template) {
-        bar.set_style(style);
-    }
-    let (watched, progress) = (bar.downgrade(), Arc::clone(progress));
-    tokio::spawn(async move {
-        while let Some(bar) = watched.upgrade() {
-            let read = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
-            bar.set_length(read(&progress.bytes_total));
-            bar.set_position(read(&progress.bytes));
-            bar.set_message(format!(
-                "{} of {} files, {} of {} chunks new,",
-                read(&progress.files),
-                read(&progress.files_total),
-                read(&progress.chunks_written),
-                read(&progress.chunks),
-            ));
-            drop(bar);
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
-    });
-    bar
+    let progress = Arc::clone(progress);
+    progress::bar(move |bar| {
+        bar.set_length(read(&progress.bytes_total));
+        bar.set_position(read(&progress.bytes));
+        bar.set_message(format!(
+            "{} of {} files, {} of {} chunks new,",
+            read(&progress.files),
+            read(&progress.files_total),
+            read(&progress.chunks_written),
+            read(&progress.chunks),
+        ));
+    })
 }

@@ -1,8 +1,11 @@
 //! The command line: one file for each subcommand, and what they share.
 //!
+//! - `config`: castore.toml
 //! - `args`: the options, their defaults and their environment variables
 //! - `paths`: where things are when nobody says
 //! - `open`: remotes and caches from options, nodes from what a person typed
+//! - `walk`: what a tree is made of
+//! - `progress`: bars on a terminal
 //! - `runtime`: the only place that blocks on a future
 //! - `mountpoint`: what can be mounted on
 //! - `daemon`: going to the background and telling how it went
@@ -16,8 +19,11 @@
 
 mod args;
 mod cat;
+mod config;
 mod control;
+mod copy;
 mod daemon;
+mod fetch;
 mod fstab;
 mod import;
 mod ls;
@@ -26,12 +32,15 @@ mod mountpoint;
 mod name;
 mod open;
 mod paths;
+mod progress;
 mod roots;
 mod runtime;
 mod serve;
 mod status;
 mod switch;
 mod unmount;
+mod verify;
+mod walk;
 
 use std::{ffi::OsString, process::ExitCode};
 
@@ -48,6 +57,10 @@ use clap::{Parser, Subcommand};
     arg_required_else_help = true
 )]
 struct Cli {
+    /// File with settings, beside those of the system and the user; see `castore config --help`
+    #[arg(long, global = true, env = "CASTORE_CONFIG", value_name = "FILE")]
+    config: Option<std::path::PathBuf>,
+
     #[command(subcommand)]
     command: Command,
 }
@@ -69,6 +82,10 @@ enum Command {
     Unmount(unmount::Args),
     Ls(ls::Args),
     Cat(cat::Args),
+    Fetch(fetch::Args),
+    Verify(verify::Args),
+    Copy(copy::Args),
+    Config(config::Args),
     Name(name::Args),
     Roots(roots::Args),
     Serve(Box<serve::Args>),
@@ -80,10 +97,18 @@ enum Command {
 #[must_use]
 pub fn main() -> ExitCode {
     let args: Vec<OsString> = std::env::args_os().collect();
-    let cli = match fstab::arguments(&args) {
-        None => Cli::parse_from(args),
-        Some(Ok(args)) => Cli::parse_from(args),
+    let args = match fstab::arguments(&args) {
+        None => args,
+        Some(Ok(args)) => args,
         Some(Err(error)) => return report(&error),
+    };
+    let understood = config::load(&args).and_then(|loaded| {
+        let cli = config::parse(args, &loaded)?;
+        Ok((loaded, cli))
+    });
+    let (loaded, cli) = match understood {
+        Ok(understood) => understood,
+        Err(error) => return report(&error.into()),
     };
     let result = match cli.command {
         Command::Import(args) => import::run(args),
@@ -91,6 +116,10 @@ pub fn main() -> ExitCode {
         Command::Unmount(args) => unmount::run(&args),
         Command::Ls(args) => ls::run(&args),
         Command::Cat(args) => cat::run(&args),
+        Command::Fetch(args) => fetch::run(&args),
+        Command::Verify(args) => verify::run(&args),
+        Command::Copy(args) => copy::run(&args),
+        Command::Config(args) => config::run(&args, &loaded),
         Command::Name(args) => name::run(&args),
         Command::Roots(args) => roots::run(&args),
         Command::Serve(args) => serve::run(&args),

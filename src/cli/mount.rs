@@ -53,8 +53,12 @@ In /etc/fstab (with a link /sbin/mount.castore to castore):
 )]
 pub(super) struct Args {
     /// A digest, a name or a Nix store path, and the directory to mount on; with --all or --nix, the directory alone
-    #[arg(value_name = "ROOT MOUNTPOINT", num_args = 1..=2, required = true)]
+    #[arg(value_name = "ROOT MOUNTPOINT", num_args = 1..=2)]
     positions: Vec<std::ffi::OsString>,
+
+    /// Take root, mount point and options from this preset of castore.toml
+    #[arg(long, env = "CASTORE_PRESET", value_name = "NAME")]
+    preset: Option<String>,
 
     /// Mount all names, as entries of the root
     #[arg(long, env = "CASTORE_ALL")]

@@ -91,14 +91,19 @@ async fn unknown_name(name: &Name, error: &RemoteError) -> anyhow::Error {
     }
 }
 
+/// The root of a closure for a node that is a root itself.
+pub(super) fn closure_of(node: &Node) -> Digest {
+    match node {
+        Node::Directory { digest, .. } => *digest,
+        Node::File { .. } | Node::Symlink { .. } => Digest::empty(),
+    }
+}
+
 /// The node at a path below a root, and the root of a closure that has it.
 pub(super) async fn node(cache: &Arc<Cache>, text: &str) -> anyhow::Result<(Node, Digest)> {
     let (root_ref, path) = RootRef::parse_with_path(text)?;
     let mut node = root(cache, &root_ref).await?;
-    let closure = match node {
-        Node::Directory { digest, .. } => digest,
-        Node::File { .. } | Node::Symlink { .. } => Digest::empty(),
-    };
+    let closure = closure_of(&node);
     let mut walked = root_ref.to_string();
     for name in path {
         let Node::Directory { digest, .. } = node else {

@@ -27,7 +27,7 @@ fn default(root: &str, variable: &str, below_home: &str, rest: &str) -> PathBuf 
     base.unwrap_or_else(|| home().join(below_home)).join(rest)
 }
 
-fn home() -> PathBuf {
+pub(super) fn home() -> PathBuf {
     env::home_dir().unwrap_or_else(|| "/".into())
 }
 

@@ -17,7 +17,7 @@ mod unkept;
 mod walk;
 
 pub use archive::import_tar;
-pub use blob::import_blob;
+pub use blob::{Pipe, import_blob};
 pub use error::ImportError;
 pub use pipeline::Progress;
 pub use unkept::Unkept;

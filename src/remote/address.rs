@@ -14,7 +14,7 @@ pub enum AddressError {
     #[error("{0:?} is not the address of a remote: {1}")]
     Url(String, url::ParseError),
     #[error(
-        "the remote {0:?} is of a kind that this version does not know; write \
+        "the remote {0:?} is of a kind that this version does not know, and no name in castore.toml; write \
          objectstore+file:///absolute/path, objectstore+s3://bucket/prefix (or gs, az, http, https, memory), \
          grpc+http://host:port, grpc+https://host:port or grpc+unix:///absolute/path"
     )]

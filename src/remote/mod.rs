@@ -1,7 +1,7 @@
 //! Where bytes come from: the two traits behind which other machines begin, and what implements them.
 //!
 //! - [`Remote`]: reading manifests, chunks, directory closures and root names
-//! - [`Publish`]: writing them
+//! - [`Publish`]: writing them; [`PutWhole`], where the store cuts blobs
 //! - [`ObjectStoreRemote`]: the object store layout that tvix and snix share (`layout`), in a directory or a cloud
 //!   (`cloud`)
 //! - [`GrpcRemote`]: the gRPC protocol that tvix and snix share (`grpc`)
@@ -140,4 +140,13 @@ pub trait Publish: Remote {
     async fn remove_root(&self, name: &Name) -> Result<bool, RemoteError>;
     /// Returns when all that was put so far outlasts a crash of the machine.
     async fn sync(&self) -> Result<(), RemoteError>;
+    /// The store as one that cuts blobs by itself, where it does.
+    fn as_whole(&self) -> Option<&dyn PutWhole>;
+}
+
+/// A store that takes blobs as a whole and cuts them by itself.
+#[async_trait]
+pub trait PutWhole: Send + Sync {
+    /// Puts a blob's bytes; they must have its digest.
+    async fn put_whole(&self, blob: Digest, pieces: Pieces) -> Result<(), RemoteError>;
 }

@@ -12,7 +12,8 @@ use futures::{StreamExt, TryStreamExt};
 use object_store::{ObjectStore, ObjectStoreExt, local::LocalFileSystem, path::Path};
 
 use super::{
-    Closure, Fault, Object, PathInfo, Pieces, Publish, Remote, RemoteError, Urgency, cloud, layout,
+    Closure, Fault, Object, PathInfo, Pieces, Publish, PutWhole, Remote, RemoteError, Urgency,
+    cloud, layout,
 };
 use crate::{
     model::{Digest, Manifest, Name, Node, OutputHash},
@@ -525,5 +526,9 @@ impl Publish for ObjectStoreRemote {
         off_thread(move || sync(&directory, &unsynced))
             .await
             .map_err(|error| self.write_failed(Object::Store, error))
+    }
+
+    fn as_whole(&self) -> Option<&dyn PutWhole> {
+        None
     }
 }

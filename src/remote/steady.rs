@@ -4,8 +4,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use super::{
-    Closure, Fault, Object, Outage, PathInfo, Pieces, Policy, Publish, Remote, RemoteError,
-    Urgency, chain::delays,
+    Closure, Fault, Object, Outage, PathInfo, Pieces, Policy, Publish, PutWhole, Remote,
+    RemoteError, Urgency, chain::delays,
 };
 use crate::model::{Digest, Manifest, Name, Node, OutputHash};
 
@@ -177,5 +177,10 @@ impl Publish for Steady {
 
     async fn sync(&self) -> Result<(), RemoteError> {
         self.again(&Object::Store, 0, || self.store.sync()).await
+    }
+
+    fn as_whole(&self) -> Option<&dyn PutWhole> {
+        // A stream cannot be sent again from here.
+        self.store.as_whole()
     }
 }

@@ -1,7 +1,4 @@
-use std::{
-    io::{self, Read},
-    sync::Arc,
-};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::{Stream, StreamExt, TryStreamExt, stream::BoxStream};
@@ -93,7 +90,7 @@ impl BlobService for Blobs {
         let _place = self.0.admission.enter(true).await?;
         let mut pieces = request.into_inner();
         let (sender, receiver) = mpsc::channel(PUT_AHEAD);
-        let import = import::import_blob(publish, Incoming::new(receiver));
+        let import = import::import_blob(publish, import::Pipe::new(receiver));
         let feed = async move {
             while let Some(piece) = pieces.message().await? {
                 if sender.send(Some(piece.data)).await.is_err() {
@@ -153,36 +150,4 @@ fn pieces(
             let data = data.map_err(|error| Status::internal(error.to_string()))?;
             Ok(BlobChunk { data })
         })
-}
-
-/// The pieces of a blob that is put, as a source for the chunker. A client that goes away is an error, not an end.
-struct Incoming {
-    pieces: mpsc::Receiver<Option<Bytes>>,
-    piece: Bytes,
-    ended: bool,
-}
-
-impl Incoming {
-    fn new(pieces: mpsc::Receiver<Option<Bytes>>) -> Self {
-        Self {
-            pieces,
-            piece: Bytes::new(),
-            ended: false,
-        }
-    }
-}
-
-impl Read for Incoming {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        while self.piece.is_empty() && !self.ended {
-            match self.pieces.blocking_recv() {
-                Some(Some(piece)) => self.piece = piece,
-                Some(None) => self.ended = true,
-                None => return Err(io::ErrorKind::UnexpectedEof.into()),
-            }
-        }
-        let len = buffer.len().min(self.piece.len());
-        buffer[..len].copy_from_slice(&self.piece.split_to(len));
-        Ok(len)
-    }
 }

@@ -13,7 +13,7 @@ use crate::{
         castore::v1::{PutRootResponse, RemoveRootRequest, RemoveRootResponse},
         tvix::castore::v1 as castore,
     },
-    remote::{Object, Publish, Remote, RemoteError, Urgency},
+    remote::{Object, Pieces, Publish, PutWhole, Remote, RemoteError, Urgency},
 };
 
 /// Bytes of a message when a blob is sent; servers take 4 MiB.
@@ -228,5 +228,29 @@ impl Publish for GrpcRemote {
     async fn sync(&self) -> Result<(), RemoteError> {
         // A server answers a put when it is safe.
         Ok(())
+    }
+
+    fn as_whole(&self) -> Option<&dyn PutWhole> {
+        Some(self)
+    }
+}
+
+#[async_trait]
+impl PutWhole for GrpcRemote {
+    async fn put_whole(&self, blob: Digest, pieces: Pieces) -> Result<(), RemoteError> {
+        let object = Object::Blob(blob);
+        // A stream that breaks off must not look like one that ends.
+        let broken = Arc::new(std::sync::OnceLock::new());
+        let noted = Arc::clone(&broken);
+        let sent = pieces
+            .map(move |piece| piece.map_err(|error| drop(noted.set(error))).ok())
+            .take_while(|piece| std::future::ready(piece.is_some()))
+            .map(|piece| futures::stream::iter(self::pieces(piece.unwrap_or_default())))
+            .flatten();
+        let put = self.put_blob(&object, blob, sent).await;
+        match broken.get() {
+            Some(error) => Err(error.clone()),
+            None => put,
+        }
     }
 }

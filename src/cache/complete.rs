@@ -1,0 +1,82 @@
+use std::sync::Arc;
+
+use futures::TryStreamExt;
+
+use super::{Cache, CacheError, blob::known_blob, index, space::Room};
+use crate::model::{Digest, Node};
+
+// What is here of a tree, for whoever wants all of it. None of it asks a remote.
+impl Cache {
+    /// The most bytes of chunks that the cache can hold, were all else evicted. Blocks on the disk.
+    ///
+    /// # Errors
+    /// When the index cannot be read.
+    pub fn capacity(&self) -> Result<u64, CacheError> {
+        self.store.index.read(|connection| {
+            let room = Room::now(&self.store, connection)?;
+            Ok(room.capacity(index::data_bytes(connection)?))
+        })
+    }
+
+    /// Bytes of a blob that are not on disk, or are damaged there.
+    ///
+    /// # Errors
+    /// When the index cannot be read.
+    pub async fn missing_bytes(
+        self: &Arc<Self>,
+        digest: Digest,
+        size: u64,
+    ) -> Result<u64, CacheError> {
+        if size == 0 {
+            return Ok(0);
+        }
+        let cache = Arc::clone(self);
+        let look = tokio::task::spawn_blocking(move || {
+            let known = cache
+                .store
+                .index
+                .read(|connection| known_blob(connection, digest, size))?;
+            let Some(blob) = known else {
+                return Ok(size);
+            };
+            let mut missing = 0;
+            for (position, chunk) in blob.manifest().chunks().iter().enumerate() {
+                if cache.find_on_disk(&blob, position)?.is_none() {
+                    missing += chunk.size;
+                }
+            }
+            Ok(missing)
+        });
+        look.await.map_err(|_| CacheError::Aborted)?
+    }
+
+    /// Brings what is missing of a blob to the disk, unless there is no room: a chunk at a time is held by whoever polls
+    /// this, `at_once` of them.
+    ///
+    /// # Errors
+    /// When a part is not to be had. `node` must be a file; all else is there as it is.
+    pub async fn bring(
+        self: &Arc<Self>,
+        node: &Node,
+        at_once: &tokio::sync::Semaphore,
+        brought: impl Fn(u64) + Send + Sync,
+    ) -> Result<(), CacheError> {
+        let Node::File { digest, size, .. } = node else {
+            return Ok(());
+        };
+        let blob = self.blob(*digest, *size).await?;
+        let chunks = blob.manifest().chunks();
+        futures::stream::iter(chunks.iter().enumerate().map(Ok))
+            .try_for_each_concurrent(None, |(position, chunk)| {
+                let (blob, brought) = (&blob, &brought);
+                async move {
+                    let _place = at_once.acquire().await.map_err(|_| CacheError::Aborted)?;
+                    // Others read: whoever brings a whole tree stands back for them.
+                    self.chunk_for(blob, position, false).await?;
+                    brought(chunk.size);
+                    Ok(())
+                }
+            })
+            .await
+    }
+}
