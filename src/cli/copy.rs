@@ -137,7 +137,7 @@ async fn resolve(from: &Chain, root: &RootRef) -> anyhow::Result<(Option<Name>, 
         RootRef::Digest(digest) => {
             use futures::TryStreamExt;
             // Its size is only told by what it holds.
-            let first = from.closure(*digest).await?.try_next().await?;
+            let first = from.closure(*digest, 0).await?.try_next().await?;
             let directory = proto::decode_directory(&first.unwrap_or_default())?;
             let size = directory.size(SizeRule::Protocol);
             let digest = *digest;

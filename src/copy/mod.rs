@@ -136,7 +136,7 @@ async fn directories(
     blobs: &mut HashMap<Digest, u64>,
 ) -> Result<Vec<Bytes>, CopyError> {
     let remote = || from.address().to_owned();
-    let mut records = from.closure(root).await?;
+    let mut records = from.closure(root, 0).await?;
     let (mut expected, mut seen) = (HashSet::from([root]), HashSet::new());
     let mut directories = Vec::new();
     while let Some(record) = records.next().await.transpose()? {

@@ -216,7 +216,10 @@ impl Chain {
     ) -> Result<Option<Manifest>, RemoteError> {
         let ask = move |remote: Arc<dyn Remote>| {
             async move {
-                let manifest = remote.manifest(blob).await?;
+                let manifest = match remote.manifest(blob).await {
+                    Err(RemoteError::Corrupt { .. }) => remote.manifest(blob).await?,
+                    manifest => manifest?,
+                };
                 match (&manifest, size) {
                     (Some(manifest), Some(size)) if manifest.size() != size => {
                         Err(RemoteError::Corrupt {
@@ -289,11 +292,12 @@ impl Chain {
     }
 
     /// The directories at and below `root`, not verified, each once. Where one remote breaks off, it or the next goes on.
+    /// `skip` remotes are passed over, because what they sent was wrong.
     ///
     /// # Errors
     /// When no remote has them.
-    pub async fn closure(&self, root: Digest) -> Result<Closure, RemoteError> {
-        let records = self.open_closure(root).await?;
+    pub async fn closure(&self, root: Digest, skip: usize) -> Result<Closure, RemoteError> {
+        let records = self.open_closure(root, skip).await?;
         let state = (self.clone(), records, Seen::new(), 0);
         let resumed = futures::stream::unfold(Some(state), move |state| async move {
             let (chain, mut records, mut seen, mut attempts) = state?;
@@ -309,7 +313,7 @@ impl Chain {
                         attempts += 1;
                         tracing::info!(%error, "a tree's directories break off; asking again");
                         tokio::time::sleep(Duration::from_millis(50) * attempts).await;
-                        match chain.open_closure(root).await {
+                        match chain.open_closure(root, skip).await {
                             Ok(again) => records = again,
                             Err(error) => return Some((Err(error), None)),
                         }
@@ -321,7 +325,7 @@ impl Chain {
         Ok(resumed.boxed())
     }
 
-    async fn open_closure(&self, root: Digest) -> Result<Closure, RemoteError> {
+    async fn open_closure(&self, root: Digest, skip: usize) -> Result<Closure, RemoteError> {
         let idle = self.0.policy.timeout;
         let ask = move |remote: Arc<dyn Remote>| {
             async move {
@@ -342,7 +346,11 @@ impl Chain {
             }
             .boxed()
         };
-        self.ask(Question::new(Object::Directory(root), &ask)).await
+        self.ask(Question {
+            skip,
+            ..Question::new(Object::Directory(root), &ask)
+        })
+        .await
     }
 
     /// The node that a name stands for.

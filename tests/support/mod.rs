@@ -6,6 +6,9 @@
     reason = "each test binary uses a part of it"
 )]
 
+pub mod hub;
+pub mod proxy;
+pub mod servers;
 pub mod tree;
 
 use std::{

@@ -63,17 +63,18 @@ impl Connections {
             Place::Socket(path) => ("http://castore".to_owned(), Some(Arc::new(path.clone()))),
         };
         let tls = uri.starts_with("https:");
+        let connect_timeout = timeout.min(Duration::from_secs(5));
         let mut endpoint = Endpoint::from_shared(uri)
             .map_err(|error| error.to_string())?
             .tcp_nodelay(true)
-            .connect_timeout(timeout.min(Duration::from_secs(5)))
+            .connect_timeout(connect_timeout)
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
             .http2_keep_alive_interval(KEEP_ALIVE)
             .keep_alive_timeout(KEEP_ALIVE);
         if tls {
             endpoint = endpoint
-                .tls_config(tls_config(server)?)
+                .tls_config(tls_config(server)?.timeout(connect_timeout))
                 .map_err(|error| error.to_string())?;
         }
         Ok(Self {
