@@ -2,12 +2,12 @@
 
 CARGO ?= cargo
 
-.PHONY: demo test lint bench deny setup
+.PHONY: demo test lint bench deny setup servers
 
 demo: setup
 	contrib/demo.sh
 
-test: setup
+test: setup servers
 	@if test -w /dev/fuse && command -v fusermount3 >/dev/null 2>&1; then \
 		set -x; $(CARGO) test --locked --no-fail-fast -- --include-ignored; \
 	else \
@@ -26,6 +26,10 @@ bench: setup
 # Licences, advisories and sources of all dependencies; fetches the advisory database.
 deny:
 	$(CARGO) deny --locked check
+
+# Other people's servers, for the tests: S3, Azure, HTTP, WebDAV. What cannot be installed is reported as ignored.
+servers:
+	@contrib/test-servers.sh $${CARGO_TARGET_DIR:-target}/servers
 
 setup:
 	@contrib/setup.sh

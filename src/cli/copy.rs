@@ -28,11 +28,7 @@ Examples:
   castore copy --all --from objectstore+s3://bucket --to objectstore+gs://mirror")]
 pub(super) struct Args {
     /// A digest, a name or a Nix store path
-    #[arg(
-        value_name = "ROOT",
-        required_unless_present = "all",
-        conflicts_with = "all"
-    )]
+    #[arg(value_name = "ROOT", conflicts_with = "all")]
     root: Option<String>,
 
     /// All trees that have names
@@ -53,6 +49,9 @@ pub(super) struct Args {
 
 pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     runtime::log_to_stderr();
+    if args.root.is_none() && !args.all {
+        bail!("name the tree to copy, ROOT, or pass --all");
+    }
     if args.from.is_empty() && args.to.is_none() {
         bail!("name the store to copy from with --from, or the one to copy to with --to, or both");
     }

@@ -213,8 +213,8 @@ impl Copier<'_> {
             }
             None => Manifest::whole(digest, size),
         };
-        if let Some(whole) = self.to.as_whole()
-            && !manifest.is_whole(digest)
+        if !manifest.is_whole(digest)
+            && let Some(whole) = self.to.as_whole().await?
         {
             // It cuts for itself, so it is sent the bytes once, in order.
             let _place = self.at_once.acquire().await;

@@ -140,8 +140,8 @@ pub trait Publish: Remote {
     async fn remove_root(&self, name: &Name) -> Result<bool, RemoteError>;
     /// Returns when all that was put so far outlasts a crash of the machine.
     async fn sync(&self) -> Result<(), RemoteError>;
-    /// The store as one that cuts blobs by itself, where it does.
-    fn as_whole(&self) -> Option<&dyn PutWhole>;
+    /// The store as one that cuts blobs by itself, where it takes them in no other way.
+    async fn as_whole(&self) -> Result<Option<&dyn PutWhole>, RemoteError>;
 }
 
 /// A store that takes blobs as a whole and cuts them by itself.

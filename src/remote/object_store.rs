@@ -415,7 +415,12 @@ impl Remote for ObjectStoreRemote {
                         return Ok(None);
                     }
                 };
-                match self.root_at(&name, &meta.location).await {
+                // What a WebDAV server lists has its own prefix in front.
+                let key = match self.lists {
+                    true => meta.location,
+                    false => self.root_key(&name)?,
+                };
+                match self.root_at(&name, &key).await {
                     Ok(node) => Ok(Some((name, node))),
                     // Removed between the listing and the reading.
                     Err(RemoteError::NotFound { .. }) => Ok(None),
@@ -528,7 +533,7 @@ impl Publish for ObjectStoreRemote {
             .map_err(|error| self.write_failed(Object::Store, error))
     }
 
-    fn as_whole(&self) -> Option<&dyn PutWhole> {
-        None
+    async fn as_whole(&self) -> Result<Option<&dyn PutWhole>, RemoteError> {
+        Ok(None)
     }
 }

@@ -179,8 +179,9 @@ impl Publish for Steady {
         self.again(&Object::Store, 0, || self.store.sync()).await
     }
 
-    fn as_whole(&self) -> Option<&dyn PutWhole> {
+    async fn as_whole(&self) -> Result<Option<&dyn PutWhole>, RemoteError> {
         // A stream cannot be sent again from here.
-        self.store.as_whole()
+        self.again(&Object::Store, 0, || self.store.as_whole())
+            .await
     }
 }

@@ -1,7 +1,7 @@
 //! The gRPC server: a cache and its remotes, offered to others under the protocol of tvix and snix.
 //!
 //! - [`Hub`]: what is served, and to whom
-//! - `blobs`, `directories`, `roots`, `path_infos`: the services
+//! - `blobs`, `chunks`, `directories`, `roots`, `path_infos`: the services
 //! - `gate`: what every request passes: package names, tokens, the rate
 //! - `admission`: how much is served at once, and who is turned away first
 //! - `status`: what the cache's errors are called on the wire
@@ -10,6 +10,7 @@
 
 mod admission;
 mod blobs;
+mod chunks;
 mod directories;
 mod gate;
 mod listen;
@@ -32,7 +33,10 @@ use crate::{
     cache::Cache,
     proto::{
         self,
-        castore::v1::root_service_server::{self, RootServiceServer},
+        castore::v1::{
+            chunk_service_server::{self, ChunkServiceServer},
+            root_service_server::{self, RootServiceServer},
+        },
         tvix::{
             castore::v1::{
                 blob_service_server::{self, BlobServiceServer},
@@ -112,6 +116,7 @@ pub async fn serve(
         "",
         blob_service_server::SERVICE_NAME,
         directory_service_server::SERVICE_NAME,
+        chunk_service_server::SERVICE_NAME,
         root_service_server::SERVICE_NAME,
         path_info_service_server::SERVICE_NAME,
         "snix.castore.v1.BlobService",
@@ -161,6 +166,10 @@ pub async fn serve(
         )
         .add_service(
             DirectoryServiceServer::new(directories::Directories(Arc::clone(&shared)))
+                .max_decoding_message_size(message),
+        )
+        .add_service(
+            ChunkServiceServer::new(chunks::Chunks(Arc::clone(&shared)))
                 .max_decoding_message_size(message),
         )
         .add_service(

@@ -14,11 +14,11 @@ use castore::{
 use futures::StreamExt;
 
 use crate::{
-    kinds::{Fixture, policy},
+    kinds::{Fixture, Test, policy},
     support::{Scratch, tree},
 };
 
-pub const ALL: [(&str, fn(&Fixture, &str)); 8] = [
+pub const ALL: [Test; 8] = [
     (
         "what_is_imported_is_read_back",
         what_is_imported_is_read_back,

@@ -15,7 +15,7 @@ use castore::{
 
 use crate::{
     behaviour::{cache_at, compare, import, run},
-    kinds::Fixture,
+    kinds::{Fixture, Test},
     support::{
         Scratch,
         proxy::{Link, Proxy},
@@ -23,7 +23,7 @@ use crate::{
     },
 };
 
-pub const ALL: [(&str, fn(&Fixture, &str)); 8] = [
+pub const ALL: [Test; 8] = [
     ("far_away", far_away),
     ("a_narrow_link", a_narrow_link),
     ("connections_are_reset", connections_are_reset),

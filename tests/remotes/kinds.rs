@@ -26,21 +26,21 @@ pub struct Kind {
 }
 
 pub const KINDS: [Kind; 14] = [
-    kind("memory", false, memory),
-    kind("file", false, file),
+    kind("memory", false, || Ok(memory())),
+    kind("file", false, || Ok(file())),
     kind("grpc", true, || Ok(grpc(""))),
     kind("grpc-tvix", false, || Ok(grpc("?protocol=tvix"))),
     kind("grpc-snix", false, || Ok(grpc("?protocol=snix"))),
-    kind("grpc-unix", false, grpc_unix),
-    kind("grpc-tls", true, grpc_tls),
+    kind("grpc-unix", false, || Ok(grpc_unix())),
+    kind("grpc-tls", true, || Ok(grpc_tls())),
     kind("s3-seaweedfs", true, || Ok(s3(Server::weed()?))),
     kind("s3-moto", false, || Ok(s3(Server::moto()?))),
     // Answers 200 instead of 206 to ranges.
     kind("s3-rclone", false, || Ok(s3(Server::rclone_s3()?))),
     kind("azure", true, || Ok(s3(Server::azurite()?))),
-    kind("webdav", false, || Ok(s3(Server::webdav()?))),
-    kind("http", true, http),
-    kind("gcs", false, gcs),
+    kind("webdav", false, || web(Server::webdav, true)),
+    kind("http", true, || web(Server::nginx, false)),
+    kind("gcs", false, || Ok(s3(Server::gcs()?))),
 ];
 
 const fn kind(name: &'static str, has_link: bool, start: fn() -> Result<Fixture, Missing>) -> Kind {
@@ -52,6 +52,9 @@ const fn kind(name: &'static str, has_link: bool, start: fn() -> Result<Fixture,
 }
 
 type Address = Box<dyn Fn(&str) -> String + Send + Sync>;
+type Via = Box<dyn Fn(u16, &str) -> String + Send + Sync>;
+/// A test, with its name; it gets a place of its own in a remote.
+pub type Test = (&'static str, fn(&Fixture, &str));
 
 /// What runs of a kind. Each test has a place of its own in it.
 pub struct Fixture {
@@ -60,7 +63,7 @@ pub struct Fixture {
     read: Address,
     write: Address,
     /// Where it listens, and its address through another port.
-    pub link: Option<(Upstream, Box<dyn Fn(u16, &str) -> String + Send + Sync>)>,
+    pub link: Option<(Upstream, Via)>,
     /// Whether it can list names.
     pub lists: bool,
     /// Ends with this.
@@ -104,15 +107,15 @@ impl Fixture {
     }
 }
 
-fn memory() -> Result<Fixture, Missing> {
-    Ok(Fixture {
+fn memory() -> Fixture {
+    Fixture {
         memory: Some(Mutex::default()),
         read: Box::new(str::to_owned),
         write: Box::new(str::to_owned),
         link: None,
         lists: true,
         _keep: Box::new(()),
-    })
+    }
 }
 
 fn in_directory(root: &Path) -> Address {
@@ -120,17 +123,17 @@ fn in_directory(root: &Path) -> Address {
     Box::new(move |place| format!("objectstore+file://{}", root.join(place).display()))
 }
 
-fn file() -> Result<Fixture, Missing> {
+fn file() -> Fixture {
     let scratch = Scratch::new();
     let store = scratch.path("stores");
-    Ok(Fixture {
+    Fixture {
         memory: None,
         read: in_directory(&store),
         write: in_directory(&store),
         link: None,
         lists: true,
         _keep: Box::new(scratch),
-    })
+    }
 }
 
 /// Our own server over a directory. All places are one there.
@@ -175,7 +178,7 @@ fn token(scratch: &Scratch, name: &str) -> PathBuf {
     path
 }
 
-fn grpc_unix() -> Result<Fixture, Missing> {
+fn grpc_unix() -> Fixture {
     let scratch = Scratch::new();
     let names = token(&scratch, "names");
     // The address of a socket is short, and the target directory's path may not be.
@@ -188,18 +191,18 @@ fn grpc_unix() -> Result<Fixture, Missing> {
     let hub = Hub::listen(&scratch, &place, "hub", &scratch.remote(), args);
     let address = hub.address.clone();
     let write = format!("{address}?names-token-file={}", names.display());
-    Ok(Fixture {
+    Fixture {
         memory: None,
         read: Box::new(move |_| address.clone()),
         write: Box::new(move |_| write.clone()),
         link: None,
         lists: true,
         _keep: Box::new((hub, scratch, dir)),
-    })
+    }
 }
 
 /// With an authority of our own, a client certificate and a token.
-fn grpc_tls() -> Result<Fixture, Missing> {
+fn grpc_tls() -> Fixture {
     let scratch = Scratch::new();
     let pem = |name: &str, text: String| {
         let path = scratch.path(name);
@@ -246,7 +249,7 @@ fn grpc_tls() -> Result<Fixture, Missing> {
     );
     let address = format!("{}{query}", hub.address);
     let write = format!("{address}&names-token-file={}", names.display());
-    Ok(Fixture {
+    Fixture {
         memory: None,
         read: Box::new(move |_| address.clone()),
         write: Box::new(move |_| write.clone()),
@@ -256,7 +259,7 @@ fn grpc_tls() -> Result<Fixture, Missing> {
         )),
         lists: true,
         _keep: Box::new((hub, scratch)),
-    })
+    }
 }
 
 /// A server that takes what is put, whatever it speaks.
@@ -281,12 +284,12 @@ fn s3(server: Server) -> Fixture {
     }
 }
 
-/// A web server over a directory: for reading, and without listing.
-fn http() -> Result<Fixture, Missing> {
+/// A web server over a directory, for reading. Plain HTTP has no listing.
+fn web(start: fn(&Path) -> Result<Server, Missing>, lists: bool) -> Result<Fixture, Missing> {
     let scratch = Scratch::new();
     let root = scratch.path("www");
     fs::create_dir(&root).unwrap();
-    let server = Arc::new(Server::nginx(&root)?);
+    let server = Arc::new(start(&root)?);
     let port = server.port();
     let (read, via) = (Arc::clone(&server), Arc::clone(&server));
     Ok(Fixture {
@@ -297,30 +300,7 @@ fn http() -> Result<Fixture, Missing> {
             port.into(),
             Box::new(move |port, place| via.address_via(port, place)),
         )),
-        lists: false,
+        lists,
         _keep: Box::new((server, scratch)),
-    })
-}
-
-/// Google's storage speaks what S3 does where nobody signs, so moto stands for it. The service account is a fake: without
-/// one, the crate asks the machine's metadata address.
-fn gcs() -> Result<Fixture, Missing> {
-    let server = Server::moto()?;
-    let account = format!(
-        r#"{{"gcs_base_url":"http://127.0.0.1:{}","disable_oauth":true,"client_email":"","private_key":"","private_key_id":""}}"#,
-        server.port()
-    );
-    let account: String = url::form_urlencoded::byte_serialize(account.as_bytes()).collect();
-    let address = move |place: &str| {
-        format!("objectstore+gs://castore/{place}?service_account_key={account}")
-    };
-    let write = address.clone();
-    Ok(Fixture {
-        memory: None,
-        read: Box::new(address),
-        write: Box::new(write),
-        link: None,
-        lists: true,
-        _keep: Box::new(server),
     })
 }

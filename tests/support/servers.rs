@@ -41,8 +41,9 @@ enum Kind {
     Moto,
     Azurite,
     Nginx(PathBuf),
-    Webdav,
+    Webdav(PathBuf),
     RcloneS3,
+    Gcs,
 }
 
 /// A server that runs, with a bucket or container named `castore`. It is killed with its whole process group, and its
@@ -79,14 +80,20 @@ impl Server {
         Self::start(&Kind::Nginx(root.to_owned()))
     }
 
-    /// rclone as a `WebDAV` server.
-    pub fn webdav() -> Result<Self, Missing> {
-        Self::start(&Kind::Webdav)
+    /// rclone, which serves a directory over `WebDAV`, for reading, and lists it.
+    pub fn webdav(root: &Path) -> Result<Self, Missing> {
+        Self::start(&Kind::Webdav(root.to_owned()))
     }
 
     /// rclone as an S3 server, which refuses who has no key, answers ranges with 200 and knows no conditions.
     pub fn rclone_s3() -> Result<Self, Missing> {
         Self::start(&Kind::RcloneS3)
+    }
+
+    /// rclone again: Google's storage speaks what S3 does where nobody signs. The service account is a fake; without one,
+    /// the client asks the machine's metadata address.
+    pub fn gcs() -> Result<Self, Missing> {
+        Self::start(&Kind::Gcs)
     }
 
     pub fn port(&self) -> u16 {
@@ -121,15 +128,15 @@ impl Server {
                 "objectstore+az://castore/{prefix}?endpoint={server}/{AZURE_ACCOUNT}\
                  &account_name={AZURE_ACCOUNT}&account_key={AZURE_KEY}"
             ),
-            Kind::Nginx(_) => format!("objectstore+{server}/{prefix}"),
-            Kind::Webdav => {
-                // A client makes directories below its address, but not the address. By a request, because the server
-                // remembers what is on the disk.
-                for (end, _) in format!("{prefix}/").match_indices('/') {
-                    let made = status(self.port(), "MKCOL", &format!("/{}", &prefix[..end]), "");
-                    assert!(matches!(made, Ok(201 | 405)), "MKCOL: {made:?}");
-                }
-                format!("objectstore+{server}/{prefix}")
+            Kind::Nginx(_) | Kind::Webdav(_) => format!("objectstore+{server}/{prefix}"),
+            Kind::Gcs => {
+                let account = format!(
+                    "{{\"gcs_base_url\":\"{server}\",\"disable_oauth\":true,\"client_email\":\"\",\
+                     \"private_key\":\"\",\"private_key_id\":\"\"}}"
+                );
+                let account: String =
+                    url::form_urlencoded::byte_serialize(account.as_bytes()).collect();
+                format!("objectstore+gs://castore/{prefix}?service_account_key={account}")
             }
         }
     }
@@ -245,7 +252,7 @@ impl Kind {
             Self::Moto => "moto_server",
             Self::Azurite => "azurite-blob",
             Self::Nginx(_) => "nginx",
-            Self::Webdav | Self::RcloneS3 => "rclone",
+            Self::Webdav(_) | Self::RcloneS3 | Self::Gcs => "rclone",
         }
     }
 
@@ -311,8 +318,13 @@ impl Kind {
                 fs::write(data.join("nginx.conf"), config).unwrap();
                 "-p . -c nginx.conf -e stderr".into()
             }
-            Self::Webdav => format!(
-                "serve webdav files --config=rclone.conf --cache-dir=cache --addr=127.0.0.1:{port}"
+            Self::Webdav(root) => format!(
+                "serve webdav {} --config=rclone.conf --cache-dir=cache --addr=127.0.0.1:{port}
+                --read-only --dir-cache-time=1ms",
+                root.display()
+            ),
+            Self::Gcs => format!(
+                "serve s3 files --config=rclone.conf --cache-dir=cache --addr=127.0.0.1:{port}"
             ),
             Self::RcloneS3 => format!(
                 "serve s3 files --config=rclone.conf --cache-dir=cache --addr=127.0.0.1:{port}
@@ -345,7 +357,8 @@ impl Kind {
                 matches!(ask(port, "PUT", &path), 201 | 409)
             }
             Self::Nginx(_) => matches!(ask(port, "GET", "/"), 200 | 403),
-            Self::Webdav => ask(port, "PROPFIND", "/") == 207,
+            Self::Webdav(_) => ask(port, "PROPFIND", "/") == 207,
+            Self::Gcs => ask(port, "GET", "/castore") == 200,
             Self::RcloneS3 => ask(port, "GET", "/castore") == 400,
         }
     }

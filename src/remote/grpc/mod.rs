@@ -14,7 +14,7 @@ mod status;
 
 use std::{
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicU8, Ordering},
     },
     time::Duration,
@@ -79,6 +79,8 @@ pub struct GrpcRemote {
     idle: Duration,
     /// Position in [`PACKAGES`].
     package: AtomicU8,
+    /// Whether it has castore's own service for chunks; found out when something is put.
+    takes_chunks: OnceLock<bool>,
 }
 
 impl GrpcRemote {
@@ -98,6 +100,7 @@ impl GrpcRemote {
             names_token: server.names_token()?,
             idle: policy.idle(),
             package: AtomicU8::new(package.unwrap_or(UNKNOWN)),
+            takes_chunks: OnceLock::new(),
         })
     }
 

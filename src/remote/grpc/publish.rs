@@ -10,7 +10,10 @@ use crate::{
     model::{Digest, Manifest, Name, Node},
     proto::{
         self,
-        castore::v1::{PutRootResponse, RemoveRootRequest, RemoveRootResponse},
+        castore::v1::{
+            PutManifestRequest, PutManifestResponse, PutRootResponse, RemoveRootRequest,
+            RemoveRootResponse,
+        },
         tvix::castore::v1 as castore,
     },
     remote::{Object, Pieces, Publish, PutWhole, Remote, RemoteError, Urgency},
@@ -101,6 +104,47 @@ impl GrpcRemote {
         self.compare(object, blob, &answer.digest)
     }
 
+    /// Whether the server has castore's own service for chunks.
+    async fn takes_chunks(&self) -> Result<bool, RemoteError> {
+        if let Some(takes) = self.takes_chunks.get() {
+            return Ok(*takes);
+        }
+        // There is no such blob, which only says so who has the service.
+        let none = Manifest::whole(Digest::empty(), 0);
+        let takes = match self.put_chunk_list(Digest::empty(), &none).await {
+            Err(status) if status.code() == Code::Unimplemented => false,
+            Err(status) if status.code() == Code::InvalidArgument => true,
+            Ok(()) => true,
+            Err(status) => return Err(self.write_failed(&Object::Store, &status)),
+        };
+        Ok(*self.takes_chunks.get_or_init(|| takes))
+    }
+
+    async fn put_chunk_list(&self, blob: Digest, manifest: &Manifest) -> Result<(), Status> {
+        let chunks = manifest.chunks().iter();
+        let message = PutManifestRequest {
+            digest: super::bytes(blob),
+            chunks: chunks
+                .map(|chunk| castore::stat_blob_response::ChunkMeta {
+                    digest: super::bytes(chunk.digest),
+                    size: chunk.size,
+                })
+                .collect(),
+        };
+        let messages = futures::stream::once(std::future::ready(message));
+        let answer: Result<PutManifestResponse, _> = self
+            .send_stream(
+                "/castore.v1.ChunkService/PutManifest",
+                self.request(messages),
+            )
+            .await;
+        answer.map(drop)
+    }
+
+    fn write_failed(&self, object: &Object, status: &Status) -> RemoteError {
+        status::write_failed(Arc::clone(&self.address), object.clone(), status)
+    }
+
     fn compare(&self, object: &Object, digest: Digest, told: &[u8]) -> Result<(), RemoteError> {
         if told == digest.as_bytes() {
             return Ok(());
@@ -128,8 +172,9 @@ fn pieces(bytes: Bytes) -> impl Iterator<Item = Bytes> + Send + 'static {
         .map(move |at| bytes.slice(at..(at + PIECE).min(bytes.len())))
 }
 
-/// The protocol knows blobs only and lets the server cut them. So chunks are put as blobs of their own, and a blob of
-/// several is read back from the server and put as a whole: it costs its bytes twice more, on servers of any kind.
+/// The protocol of tvix and snix knows blobs only and lets the server cut them. Where the server has castore's own service
+/// for chunks, they are put by that. Elsewhere chunks are put as blobs of their own, and a blob of several is read back
+/// from the server and put as a whole: it costs its bytes twice more.
 #[async_trait]
 impl Publish for GrpcRemote {
     async fn has_blob(&self, blob: Digest) -> Result<bool, RemoteError> {
@@ -155,15 +200,27 @@ impl Publish for GrpcRemote {
 
     async fn put_chunk(&self, chunk: Digest, bytes: Bytes) -> Result<(), RemoteError> {
         let object = Object::Chunk(chunk);
-        self.put_blob(&object, chunk, futures::stream::iter(pieces(bytes)))
-            .await
+        let pieces = futures::stream::iter(pieces(bytes));
+        if !self.takes_chunks().await? {
+            return self.put_blob(&object, chunk, pieces).await;
+        }
+        let pieces = pieces.map(|data| castore::BlobChunk { data });
+        let answer: Result<castore::PutBlobResponse, _> = self
+            .send_stream("/castore.v1.ChunkService/Put", self.request(pieces))
+            .await;
+        let answer = answer.map_err(|status| self.write_failed(&object, &status))?;
+        self.compare(&object, chunk, &answer.digest)
     }
 
     async fn put_manifest(&self, blob: Digest, manifest: &Manifest) -> Result<(), RemoteError> {
+        let object = Object::Blob(blob);
+        if self.takes_chunks().await? {
+            let put = self.put_chunk_list(blob, manifest).await;
+            return put.map_err(|status| self.write_failed(&object, &status));
+        }
         if manifest.is_whole(blob) {
             return Ok(()); // The chunk is the blob.
         }
-        let object = Object::Blob(blob);
         let (sender, receiver) = tokio::sync::mpsc::channel(4);
         let sent = futures::stream::unfold(receiver, |mut receiver| async move {
             receiver.recv().await.map(|piece| (piece, receiver))
@@ -230,8 +287,8 @@ impl Publish for GrpcRemote {
         Ok(())
     }
 
-    fn as_whole(&self) -> Option<&dyn PutWhole> {
-        Some(self)
+    async fn as_whole(&self) -> Result<Option<&dyn PutWhole>, RemoteError> {
+        Ok((!self.takes_chunks().await?).then_some(self))
     }
 }
 
