@@ -163,7 +163,7 @@ fn secrets_come_from_elsewhere_and_are_not_shown() {
     let settings = Settings::new(GOOD);
     let said = settings.fails(&["roots", "--remote", "cloud"]);
     assert!(
-        said.contains("secret_access_key") && said.contains("secret\"")
+        said.contains("secret_access_key") && said.contains("secret\""),
         "{said}"
     );
     let said = settings.fails(&["roots", "--remote", "by-env"]);
