@@ -2,7 +2,7 @@
 
 CARGO ?= cargo
 
-.PHONY: demo test lint bench deny setup servers
+.PHONY: demo test test-long lint bench bench-remote deny setup servers
 
 demo: setup
 	contrib/demo.sh
@@ -15,13 +15,23 @@ test: setup servers
 		set -x; $(CARGO) test --locked --no-fail-fast; \
 	fi
 
+# 200 clients through one hub, and a hub that is away for a minute under a build.
+test-long: setup
+	$(CARGO) test --locked --release --test long -- --test-threads=1 --nocapture
+
 lint:
 	$(CARGO) fmt --check
 	$(CARGO) clippy --locked --all-targets -- -D warnings
+	$(CARGO) clippy --locked --test long -- -D warnings
 
 # Native and mounted reads side by side, as a table of ratios. Takes some minutes; needs root for fresh caches.
 bench: setup
 	$(CARGO) bench --locked --bench mount
+
+# Cold reads from each kind of remote, near and far, beside bulk transfers and other people's mounts. Takes a quarter of
+# an hour.
+bench-remote: setup servers
+	$(CARGO) bench --locked --bench remote
 
 # Licences, advisories and sources of all dependencies; fetches the advisory database.
 deny:
