@@ -24,9 +24,9 @@ use crate::{
 };
 
 /// Files that are looked at at once …
-const FILES: usize = 128;
+const FILES: usize = 256;
 /// … and chunks that are on their way.
-const CHUNKS: usize = 64;
+const CHUNKS: usize = 128;
 /// What was evicted while the rest came is fetched again so often.
 const ROUNDS: usize = 3;
 /// A file of its own has a partly filled block, and its manifest a row.
