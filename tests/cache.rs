@@ -78,6 +78,10 @@ impl Remote for Unruly {
         "unruly"
     }
 
+    async fn ping(&self) -> Result<(), RemoteError> {
+        self.pass().await
+    }
+
     async fn manifest(&self, blob: Digest) -> Result<Option<Manifest>, RemoteError> {
         self.pass().await?;
         self.inner.manifest(blob).await

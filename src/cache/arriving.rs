@@ -1,10 +1,10 @@
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use tokio::sync::watch;
 
 use super::{
     Blob, Cache, CacheError, ChunkData,
-    stream_in::{Intake, planned},
+    stream_in::{Intake, PLANNED, planned},
 };
 use crate::{
     model::{Digest, Manifest},
@@ -69,12 +69,13 @@ impl Cache {
         self: &Arc<Self>,
         digest: Digest,
         size: u64,
-    ) -> Result<Blob, CacheError> {
+    ) -> Result<Arc<Blob>, CacheError> {
         let mut intake = Intake::new(digest, Some(size))?;
         let arriving = Arc::new(Arriving::default());
         intake.arriving = Some(Arc::clone(&arriving));
-        let blob = Blob::arriving(digest, planned(digest, size)?, Arc::clone(&arriving));
-        let cache = Arc::downgrade(self);
+        let planned = planned(digest, size)?;
+        let blob = Arc::new(Blob::arriving(digest, planned, Arc::clone(&arriving)));
+        let (cache, shown) = (Arc::downgrade(self), Arc::clone(&blob));
         tokio::spawn(async move {
             let Some(cache) = cache.upgrade() else {
                 return;
@@ -87,25 +88,36 @@ impl Cache {
                     arriving.end(Ok(()));
                 }
                 Err(error) => {
-                    let is_wrong = matches!(
-                        &error,
-                        CacheError::Remote(crate::remote::RemoteError::Corrupt { .. })
-                    );
-                    if let Some(blob) = cache.memory.blobs.remove(&(digest, size))
-                        && is_wrong
-                    {
-                        blob.set_wrong();
+                    if error.is_damage() {
+                        shown.set_wrong();
+                        cache.was_wrong(digest, &error);
                     }
-                    if is_wrong {
-                        tracing::error!(%error, "what was served of it is dropped");
-                        // Nobody may be listening.
-                        let _ = cache.wrong.send(digest);
-                    }
+                    cache.memory.blobs.invalidate(&(digest, size));
                     arriving.end(Err(error));
                 }
             }
         });
         Ok(blob)
+    }
+
+    /// Whether a blob may be served as it comes: not one that was wrong when it was, and none that is too large to plan.
+    pub(super) fn trusts(&self, digest: Digest, size: u64) -> bool {
+        let untrusted = self
+            .untrusted
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        self.trust_streams && size <= PLANNED && !untrusted.contains(&digest)
+    }
+
+    /// What was served of a blob was wrong, or may have been.
+    pub(super) fn was_wrong(&self, digest: Digest, cause: &dyn std::error::Error) {
+        tracing::error!(%digest, %cause, "what was served of it as it came is dropped");
+        self.untrusted
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(digest);
+        // Nobody may be listening.
+        let _ = self.wrong.send(digest);
     }
 
     /// A part of a blob that arrives.

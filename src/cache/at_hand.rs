@@ -45,8 +45,10 @@ pub struct Cache {
     /// Closures on their way, by their root. The lock is held for a map operation only.
     pub(super) closures: Mutex<HashMap<Digest, Arc<ClosureFlight>>>,
     stats: Arc<Stats>,
-    /// Manifests that lie, by blob and by the digest of their encoding. The lock is held for a set operation only.
-    pub(super) lies: Mutex<HashSet<(Digest, Digest)>>,
+    /// Manifests that lie, by blob and by the digest of their chunk list. The lock is held for a set operation only.
+    pub(super) lies: Arc<Mutex<HashSet<(Digest, Digest)>>>,
+    /// Blobs whose stream was served as it came, and was wrong. The lock is held for a set operation only.
+    pub(super) untrusted: Mutex<HashSet<Digest>>,
     /// What was not there offline and was told of. The lock is held for a set operation only.
     pub(super) told: Mutex<HashSet<Digest>>,
     /// Blobs whose manifest was found to lie.
@@ -86,7 +88,8 @@ impl Cache {
             chunks: Flights::default(),
             blobs: Flights::default(),
             closures: Mutex::default(),
-            lies: Mutex::default(),
+            lies: Arc::default(),
+            untrusted: Mutex::default(),
             told: Mutex::default(),
             streams: Flights::default(),
             manifests: Flights::default(),

@@ -43,7 +43,11 @@ impl Cache {
         let task = |_| {
             let cache = Arc::clone(self);
             async move {
-                let manifest = match cache.remote.manifest(digest, None).await {
+                let manifest = match cache
+                    .remote
+                    .manifest(digest, None, cache.is_lie(digest))
+                    .await
+                {
                     Ok(manifest) => manifest,
                     Err(error) => return Err(cache.failed(digest, error)),
                 };

@@ -104,7 +104,8 @@ impl Cache {
             for _ in 0..2 {
                 match self.from_closure(digest, closure).await {
                     Ok(Some(directory)) => return Ok(directory),
-                    Ok(None) => {}
+                    // One that was just given up, because nobody waited for it, is begun again.
+                    Ok(None) | Err(CacheError::Aborted) => {}
                     Err(error) => {
                         failure = Some(error);
                         break;

@@ -56,6 +56,8 @@ pub enum CacheError {
         "a cache of {bytes} bytes is too small; give it at least {minimum} bytes with --cache-size"
     )]
     TooSmall { bytes: u64, minimum: u64 },
+    #[error("the blob {digest} is cut in another way by now; read it again")]
+    Recut { digest: Digest },
     #[error("a fetch ended without a result")]
     Aborted,
 }
@@ -96,6 +98,7 @@ impl CacheError {
             | Self::Index { .. }
             | Self::NewerSchema { .. }
             | Self::TooSmall { .. }
+            | Self::Recut { .. }
             | Self::Aborted => None,
         }
     }

@@ -1,7 +1,6 @@
 use std::sync::{Arc, PoisonError};
 
 use bytes::{Bytes, BytesMut};
-use futures::{FutureExt, future::BoxFuture};
 use rusqlite::Connection;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
@@ -14,9 +13,12 @@ use super::{
     stream_in::STREAMED,
 };
 use crate::{
-    model::{Chunk, Digest, Manifest},
+    model::{Digest, Manifest},
     remote::{RemoteError, Urgency},
 };
+
+/// Somebody who waits in line looks this often whether a reader waits for the same.
+const LOOK: std::time::Duration = std::time::Duration::from_millis(10);
 
 impl Cache {
     /// A blob's manifest, and where its chunks lie.
@@ -34,7 +36,7 @@ impl Cache {
         let task = |_| {
             let cache = Arc::clone(self);
             async move {
-                let blob = Arc::new(cache.find_blob(digest, size).await?);
+                let blob = cache.find_blob(digest, size).await?;
                 cache.verify_whole(&blob);
                 cache.memory.blobs.insert((digest, size), Arc::clone(&blob));
                 Ok(blob)
@@ -86,7 +88,12 @@ impl Cache {
             let (cache, blob) = (Arc::clone(self), Arc::clone(blob));
             async move { cache.find_chunk(&blob, position, &urgency).await }
         };
-        let data = self.chunks.join(key, is_reader, task).await?;
+        let data = match self.chunks.join(key, is_reader, task).await {
+            Err(CacheError::Recut { .. }) => {
+                return self.by_other_manifest(blob, position, is_reader).await;
+            }
+            data => data?,
+        };
         blob.note_seen(position);
         self.verify_whole(blob);
         Ok(data)
@@ -183,28 +190,37 @@ impl Cache {
             .map_err(|_| CacheError::Aborted)?
     }
 
-    async fn find_blob(self: &Arc<Self>, digest: Digest, size: u64) -> Result<Blob, CacheError> {
+    async fn find_blob(
+        self: &Arc<Self>,
+        digest: Digest,
+        size: u64,
+    ) -> Result<Arc<Blob>, CacheError> {
         if size == 0 {
-            return Ok(Blob::new(digest, Manifest::whole(digest, 0), Vec::new()));
+            let blob = Blob::new(digest, Manifest::whole(digest, 0), Vec::new());
+            return Ok(Arc::new(blob));
         }
         let known = self
             .query(move |connection| known_blob(connection, digest, size))
             .await?;
         if let Some(blob) = known {
-            return Ok(blob);
+            return Ok(Arc::new(blob));
         }
-        let manifest = match self.remote.manifest(digest, Some(size)).await {
+        let manifest = match self
+            .remote
+            .manifest(digest, Some(size), self.is_lie(digest))
+            .await
+        {
             Ok(Some(manifest)) => {
                 self.keep_manifest(digest, &manifest)?;
                 manifest
             }
-            Ok(None) if size > STREAMED && self.trust_streams => {
+            Ok(None) if size > STREAMED && self.trusts(digest, size) => {
                 return self.open_arriving(digest, size);
             }
             Ok(None) if size > STREAMED => {
                 let (manifest, _) = self.stream_in(digest, size, None).await?;
                 let places = vec![None; manifest.chunks().len()];
-                return Ok(Blob::new(digest, manifest, places).verified());
+                return Ok(Arc::new(Blob::new(digest, manifest, places).verified()));
             }
             Ok(None) => Manifest::whole(digest, size),
             Err(error) => return Err(self.failed(digest, error)),
@@ -213,7 +229,7 @@ impl Cache {
         let places = self
             .query(move |connection| places(connection, &wanted))
             .await?;
-        Ok(Blob::new(digest, manifest, places))
+        Ok(Arc::new(Blob::new(digest, manifest, places)))
     }
 
     pub(super) async fn find_chunk(
@@ -235,6 +251,11 @@ impl Cache {
         if let Some(data) = on_disk.await.map_err(|_| CacheError::Aborted)?? {
             return Ok(data);
         }
+        // Who thinks ahead waits in a line of its own, so that a reader never waits behind.
+        let _line = match urgency.is_reader() {
+            true => None,
+            false => self.in_line(chunk.size, urgency).await,
+        };
         let permit = self.memory.reserve(chunk.size).await;
         self.stats().add(Counter::Misses, 1);
         let size = Some(chunk.size);
@@ -247,6 +268,19 @@ impl Cache {
             Err(error) => return Err(self.failed(chunk.digest, error)),
         };
         Ok(self.take_in(blob, position, chunk.digest, bytes, permit))
+    }
+
+    /// Waits for a place in the line of those for whom no reader waits, until one does.
+    async fn in_line(&self, bytes: u64, urgency: &Urgency) -> Option<OwnedSemaphorePermit> {
+        let raised = async {
+            while !urgency.is_reader() {
+                tokio::time::sleep(LOOK).await;
+            }
+        };
+        tokio::select! {
+            place = self.memory.stand_in_line(bytes) => place,
+            () = raised => None,
+        }
     }
 
     /// Puts verified bytes into both tiers.
@@ -287,10 +321,28 @@ impl Cache {
         }
         // A blob that was cut here, because the remote does not cut blobs, and of which a part was evicted since.
         let size = blob.manifest().size();
-        match self.remote.manifest(blob.digest(), Some(size)).await {
+        match self
+            .remote
+            .manifest(blob.digest(), Some(size), self.is_lie(blob.digest()))
+            .await
+        {
             Ok(None) => {}
             Ok(Some(now)) if now != *blob.manifest() => {
-                return self.find_by_other_manifest(blob, chunk, now).await;
+                // One that names the same chunk helps nobody.
+                if now
+                    .chunks()
+                    .iter()
+                    .any(|other| other.digest == chunk.digest)
+                {
+                    return Err(not_found.into());
+                }
+                let digest = blob.digest();
+                tracing::info!(%digest, "the blob is cut in another way than the cache knew");
+                self.keep_manifest(digest, &now)?;
+                let places = vec![None; now.chunks().len()];
+                let other = Arc::new(Blob::new(digest, now, places));
+                self.memory.blobs.insert((digest, size), other);
+                return Err(CacheError::Recut { digest });
             }
             Ok(Some(_)) => return Err(not_found.into()),
             Err(error) => return Err(self.failed(blob.digest(), error)),
@@ -301,42 +353,38 @@ impl Cache {
     }
 
     /// A chunk that a manifest names and nobody has, where a remote cuts the blob in another way by now, or did so all
-    /// along and was misheard: the same range of the blob, by the other manifest.
-    ///
-    /// Boxed, because finding a chunk of the other manifest may come here again.
-    fn find_by_other_manifest<'a>(
-        self: &'a Arc<Self>,
-        blob: &'a Arc<Blob>,
-        chunk: Chunk,
-        manifest: Manifest,
-    ) -> BoxFuture<'a, Result<ChunkData, CacheError>> {
-        async move {
-            let (digest, size) = (blob.digest(), manifest.size());
-            tracing::info!(%digest, "the blob is cut in another way than the cache knew");
-            self.keep_manifest(digest, &manifest)?;
-            let wanted = manifest.clone();
-            let places = self
-                .query(move |connection| places(connection, &wanted))
-                .await?;
-            let other = Arc::new(Blob::new(digest, manifest, places));
-            self.memory.blobs.insert((digest, size), Arc::clone(&other));
-            let mut range = Vec::new();
-            for slice in other.manifest().slices(chunk.offset, chunk.size) {
-                let data = self.chunk_for(&other, slice.index, true).await?;
-                let part = Slice {
-                    data,
-                    start: slice.start,
-                    len: slice.len,
-                };
-                let part = part
-                    .load()
-                    .await
-                    .map_err(|error| CacheError::io(self.dir(), error))?;
-                range.extend_from_slice(&part);
-            }
-            Ok(ChunkData::Memory(range.into()))
+    /// along and was misheard: the same range of the blob, by the other manifest. Not shared with other blobs that name the
+    /// chunk, since only this blob's manifest vouches for these bytes.
+    async fn by_other_manifest(
+        self: &Arc<Self>,
+        blob: &Arc<Blob>,
+        position: usize,
+        is_reader: bool,
+    ) -> Result<ChunkData, CacheError> {
+        let chunk = *blob.chunk(position).ok_or(CacheError::Aborted)?;
+        let (digest, size) = (blob.digest(), blob.manifest().size());
+        let other = Box::pin(self.blob(digest, size)).await?;
+        let mut range = Vec::new();
+        for slice in other.manifest().slices(chunk.offset, chunk.size) {
+            let wanted = *other.chunk(slice.index).ok_or(CacheError::Aborted)?;
+            let task = |urgency| {
+                let (cache, other) = (Arc::clone(self), Arc::clone(&other));
+                async move { cache.find_chunk(&other, slice.index, &urgency).await }
+            };
+            // A chunk of the other one that nobody has either is the end of it.
+            let key = (wanted.digest, wanted.size);
+            let data = self.chunks.join(key, is_reader, task).await?;
+            other.note_seen(slice.index);
+            let part = Slice {
+                data,
+                start: slice.start,
+                len: slice.len,
+            };
+            let part = part.load().await;
+            range.extend_from_slice(&part.map_err(|error| CacheError::io(self.dir(), error))?);
         }
-        .boxed()
+        self.verify_whole(&other);
+        Ok(ChunkData::Memory(range.into()))
     }
 
     /// A small blob that the remote has split all the same: its chunks, joined.
@@ -349,7 +397,11 @@ impl Cache {
         if size > ONE_CHUNK {
             return Err(not_found.into());
         }
-        let manifest = match self.remote.manifest(digest, Some(size)).await {
+        let manifest = match self
+            .remote
+            .manifest(digest, Some(size), self.is_lie(digest))
+            .await
+        {
             Ok(Some(manifest)) if manifest.chunks().len() > 1 => manifest,
             Ok(_) => return Err(not_found.into()),
             Err(error) => return Err(self.failed(digest, error)),
@@ -375,7 +427,7 @@ impl Cache {
         blob: Digest,
         manifest: &Manifest,
     ) -> Result<(), CacheError> {
-        if self.is_lie(blob, manifest) {
+        if self.is_lie(blob)(manifest) {
             return Err(self.mismatch(blob));
         }
         if !manifest.is_whole(blob) {

@@ -20,6 +20,8 @@ pub(super) struct Memory {
     /// For bytes that are being fetched or wait for the disk writer.
     in_flight: Arc<Semaphore>,
     permits: u32,
+    /// Of that, what those may take for whom no reader waits: half of it, so that there is always some for readers.
+    ahead: Arc<Semaphore>,
 }
 
 impl Memory {
@@ -44,6 +46,7 @@ impl Memory {
                 .weigher(|_, blob: &Arc<Blob>| blob.weight())
                 .build(),
             in_flight: Arc::new(Semaphore::new(permits as usize)),
+            ahead: Arc::new(Semaphore::new((permits / 2).max(1) as usize)),
             permits,
         }
     }
@@ -53,6 +56,15 @@ impl Memory {
         let permits = u32::try_from(bytes.div_ceil(PERMIT)).unwrap_or(u32::MAX);
         Arc::clone(&self.in_flight)
             .acquire_many_owned(permits.min(self.permits))
+            .await
+            .ok()
+    }
+
+    /// Waits until somebody for whom no reader waits may ask for `bytes`. Held while it is on its way.
+    pub(super) async fn stand_in_line(&self, bytes: u64) -> Option<OwnedSemaphorePermit> {
+        let permits = u32::try_from(bytes.div_ceil(PERMIT)).unwrap_or(u32::MAX);
+        Arc::clone(&self.ahead)
+            .acquire_many_owned(permits.min((self.permits / 2).max(1)))
             .await
             .ok()
     }

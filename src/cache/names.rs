@@ -3,7 +3,7 @@ use std::sync::Arc;
 use super::{Cache, CacheError, index, store::Command};
 use crate::{
     model::{Name, Node, OutputHash, StorePath},
-    remote::{Object, PathInfo, Patience, RemoteError},
+    remote::{PathInfo, Patience},
 };
 
 // What changes: names, and what stores say of Nix store paths. The remotes know, and the index remembers what they said
@@ -85,13 +85,7 @@ impl Cache {
     /// # Errors
     /// When neither the index nor a remote knows it.
     pub async fn path_info(self: &Arc<Self>, hash: OutputHash) -> Result<PathInfo, CacheError> {
-        let known = self.query(move |connection| index::path_info(connection, hash));
-        if let Some(info) = known.await? {
-            return Ok(info);
-        }
-        let info = self.remote.path_info(hash, Patience::Policy).await?;
-        self.send(Command::PathInfo(info.clone()));
-        Ok(info)
+        self.find_path_info(hash, None).await
     }
 
     /// The node of a store path. Its whole name counts: whoever has the hash of one path must not be shown another.
@@ -99,14 +93,25 @@ impl Cache {
     /// # Errors
     /// As [`Cache::path_info`].
     pub async fn store_path(self: &Arc<Self>, path: &StorePath) -> Result<Node, CacheError> {
-        let info = self.path_info(path.hash()).await?;
-        if info.path == *path {
-            return Ok(info.node);
+        let info = self.find_path_info(path.hash(), Some(path.clone())).await?;
+        Ok(info.node)
+    }
+
+    async fn find_path_info(
+        self: &Arc<Self>,
+        hash: OutputHash,
+        expected: Option<StorePath>,
+    ) -> Result<PathInfo, CacheError> {
+        let known = self.query(move |connection| index::path_info(connection, hash));
+        // One with another name may be what a remote said that was wrong.
+        let fits = |info: &PathInfo| expected.as_ref().is_none_or(|path| *path == info.path);
+        if let Some(info) = known.await?.filter(fits) {
+            return Ok(info);
         }
-        Err(CacheError::Remote(RemoteError::NotFound {
-            remote: self.remote_name(),
-            object: Object::StorePath(path.hash()),
-        }))
+        let asked = self.remote.path_info(hash, expected, Patience::Policy);
+        let info = asked.await?;
+        self.send(Command::PathInfo(info.clone()));
+        Ok(info)
     }
 
     /// All store paths that the remotes list, or where none answers, those that are known here.

@@ -14,11 +14,14 @@ use crate::{
 pub(super) const STREAMED: u64 = 4 << 20;
 /// Length of the parts, in bytes.
 const PART: u64 = 1 << 20;
-const PART_LEN: usize = 1 << 20;
+/// And where they go into segments, each on its own: a chunk of a MiB would have a file to itself.
+const SMALL_PART: u64 = 512 << 10;
 /// A stream that breaks off is begun again so many times without getting any further.
 const ATTEMPTS: u32 = 5;
-/// A stream whose size nobody knows is taken up to this size, in bytes.
-const MAX_UNSIZED: u64 = 1 << 40;
+/// The largest blob that is taken as a stream, in bytes.
+const MAX_STREAM: u64 = 1 << 40;
+/// A larger one, in bytes, has no file of its own, so that what is planned for a size that somebody has made up stays small.
+pub(super) const PLANNED: u64 = 16 << 30;
 
 /// A stream that is taken in.
 pub(super) struct Intake {
@@ -27,18 +30,31 @@ pub(super) struct Intake {
     size: Option<u64>,
     /// Where the parts will be in the blob's file, where the size is known: before their digests are.
     file: Option<Arc<Blob>>,
+    /// Length of its parts, in bytes.
+    part: usize,
     /// Digest and size of what was taken in so far.
     parts: Vec<(Digest, u64)>,
     /// A part to hand out in any case, however little the tiers can hold.
     wanted: Option<Digest>,
     kept: Arc<Mutex<Option<Bytes>>>,
+    /// A part came in two ways.
+    differed: bool,
     /// Told of each part, where readers do not wait for the whole.
     pub(super) arriving: Option<Arc<Arriving>>,
 }
 
 impl Intake {
     pub(super) fn new(digest: Digest, size: Option<u64>) -> Result<Self, CacheError> {
-        let file = match size {
+        if size.is_some_and(|size| size > MAX_STREAM) {
+            return Err(CacheError::Remote(RemoteError::Corrupt {
+                remote: "its directory".into(),
+                object: Object::Blob(digest),
+                cause: Arc::new(std::io::Error::other(format!(
+                    "a blob that is not split and has more than {MAX_STREAM} bytes"
+                ))),
+            }));
+        }
+        let file = match size.filter(|size| *size <= PLANNED) {
             None => None,
             Some(size) => {
                 let manifest = planned(digest, size)?;
@@ -49,10 +65,13 @@ impl Intake {
         Ok(Self {
             digest,
             size,
+            part: usize::try_from(if file.is_some() { PART } else { SMALL_PART })
+                .unwrap_or(usize::MAX),
             file,
             parts: Vec::new(),
             wanted: None,
             kept: Arc::default(),
+            differed: false,
             arriving: None,
         })
     }
@@ -163,6 +182,11 @@ impl Cache {
             }
             tracing::info!(%error, "a blob breaks off; reading it again");
         }
+        if intake.differed {
+            // Who read the wrong one meanwhile may have given it to the kernel since.
+            let cause = std::io::Error::other("it came in two ways");
+            self.was_wrong(digest, &cause);
+        }
         let manifest = Manifest::new(intake.parts).map_err(|_| CacheError::Aborted)?;
         if !manifest.is_whole(digest) {
             self.send(Command::Manifest {
@@ -184,7 +208,7 @@ impl Cache {
         skip: usize,
     ) -> Result<(), RemoteError> {
         let (digest, size) = (intake.digest, intake.size);
-        let most = size.unwrap_or(MAX_UNSIZED);
+        let most = size.unwrap_or(MAX_STREAM);
         let corrupt = |cause: String| RemoteError::Corrupt {
             remote: self.remote.address().into(),
             object: Object::Blob(digest),
@@ -214,9 +238,10 @@ impl Cache {
             }
             let is_last = ended || size == Some(received);
             loop {
-                part.extend_from_slice(&piece.split_to(piece.len().min(PART_LEN - part.len())));
+                let room = intake.part - part.len();
+                part.extend_from_slice(&piece.split_to(piece.len().min(room)));
                 let rest = is_last && piece.is_empty() && !part.is_empty();
-                if part.len() < PART_LEN && !rest {
+                if part.len() < intake.part && !rest {
                     break;
                 }
                 let bytes = part.split().freeze();
@@ -254,6 +279,7 @@ impl Cache {
             return;
         }
         let size = bytes.len() as u64;
+        let differs = intake.parts.len() > position;
         intake.parts.truncate(position);
         intake.parts.push((part, size));
         let (blob, at) = intake.place(position, part, size);
@@ -261,6 +287,11 @@ impl Cache {
         self.take_in(&blob, at, part, bytes, permit);
         if let Some(arriving) = &intake.arriving {
             arriving.arrived(position, part);
+            if differs {
+                // One of the two was wrong, and the other one may have been shown.
+                intake.differed = true;
+                self.was_wrong(intake.digest, &std::io::Error::other("it came in two ways"));
+            }
         }
     }
 }

@@ -123,16 +123,17 @@ async fn resolve(from: &Chain, root: &RootRef) -> anyhow::Result<(Option<Name>, 
             let node = from.root(name, Patience::Policy).await?;
             Ok((Some(name.clone()), node))
         }
-        RootRef::StorePath(path) => match from.path_info(path.hash(), Patience::Policy).await {
-            Ok(info) if info.path == *path => Ok((Some(path.basename().clone()), info.node)),
-            // It may be a name that looks like one.
-            _ => {
-                let name = path.basename();
-                let node = from.root(name, Patience::Policy).await;
-                let node = node.with_context(|| format!("the store path {path} is not known"))?;
-                Ok((Some(name.clone()), node))
+        RootRef::StorePath(path) => {
+            let name = path.basename();
+            let info = from.path_info(path.hash(), Some(path.clone()), Patience::Policy);
+            if let Ok(info) = info.await {
+                return Ok((Some(name.clone()), info.node));
             }
-        },
+            // It may be a name that looks like one.
+            let node = from.root(name, Patience::Policy).await;
+            let node = node.with_context(|| format!("the store path {path} is not known"))?;
+            Ok((Some(name.clone()), node))
+        }
         RootRef::Digest(digest) => {
             use futures::TryStreamExt;
             // Its size is only told by what it holds.

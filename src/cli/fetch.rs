@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::{Context, bail};
-use futures::{StreamExt, TryStreamExt};
+use futures::{StreamExt, TryStreamExt, stream::FuturesUnordered};
 use indicatif::BinaryBytes;
 use tokio::sync::Semaphore;
 
@@ -166,13 +166,17 @@ async fn store_closure(cache: &Arc<Cache>, root: &str) -> anyhow::Result<Vec<(St
     };
     // Its whole name counts.
     cache.store_path(&path).await?;
-    let (mut left, mut seen) = (vec![path.hash()], HashSet::from([path.hash()]));
+    let mut seen = HashSet::from([path.hash()]);
+    let mut left = FuturesUnordered::new();
+    let ask = |hash| async move { (hash, cache.path_info(hash).await) };
+    left.push(ask(path.hash()));
     let mut paths = Vec::new();
-    while let Some(hash) = left.pop() {
-        let info = cache.path_info(hash).await.with_context(|| {
+    while let Some((hash, info)) = left.next().await {
+        let info = info.with_context(|| {
             format!("{root} needs the store path {hash}-…, which the remotes do not know")
         })?;
-        left.extend(info.references.iter().filter(|hash| seen.insert(**hash)));
+        let new = info.references.iter().filter(|hash| seen.insert(**hash));
+        left.extend(new.map(|hash| ask(*hash)));
         paths.push((info.path, info.node));
     }
     Ok(paths)

@@ -50,7 +50,8 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
                     .await?;
             }
             if !removed {
-                bail!("the name {name:?} is not known at {}", addresses.join(", "));
+                let shown = args.remotes.shown()?.join(", ");
+                bail!("the name {name:?} is not known at {shown}");
             }
         }
         Ok(())

@@ -10,6 +10,7 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -20,13 +21,18 @@ use crate::{
     import::{self, ImportError},
     model::{Digest, Manifest, Node},
     proto::{self, DecodeError},
-    remote::{Chain, Pieces, Publish, RemoteError, Urgency},
+    remote::{Chain, Pieces, Publish, PutWhole, RemoteError, Urgency},
 };
 
 /// Blobs that are looked at at once …
-const BLOBS: usize = 64;
+const BLOBS: usize = 32;
 /// … and chunks on their way, from there and to here; together they bound the memory.
 const CHUNKS: usize = 64;
+/// Chunks of one blob that are ahead of the one that is hashed.
+const CHUNKS_OF_BLOB: usize = 8;
+/// A blob that is sent as a whole is sent again so often, after a pause that grows by this.
+const ATTEMPTS: u32 = 5;
+const PAUSE: Duration = Duration::from_millis(500);
 /// A blob that is not split is moved as one chunk up to this size, in bytes.
 const STREAMED: u64 = 4 << 20;
 /// Pieces of a stream that wait to be cut.
@@ -56,6 +62,12 @@ pub enum CopyError {
         root: Digest,
         digest: Digest,
         remote: String,
+    },
+    #[error("the blob {digest} was not taken by {remote} in {deadline:?}")]
+    Silent {
+        digest: Digest,
+        remote: String,
+        deadline: Duration,
     },
     #[error("the blob {digest} from {remote} has other bytes than its digest says")]
     Blob { digest: Digest, remote: String },
@@ -205,7 +217,7 @@ impl Copier<'_> {
             self.progress.bytes.fetch_add(size, Ordering::Relaxed);
             return Ok(None);
         }
-        let manifest = match self.from.manifest(digest, Some(size)).await? {
+        let manifest = match self.from.manifest(digest, Some(size), |_| false).await? {
             Some(manifest) => manifest,
             None if size > STREAMED => {
                 self.stream(digest, size).await?;
@@ -218,19 +230,75 @@ impl Copier<'_> {
         {
             // It cuts for itself, so it is sent the bytes once, in order.
             let _place = self.at_once.acquire().await;
-            whole.put_whole(digest, self.in_order(&manifest)).await?;
+            self.whole(whole, digest, &manifest).await?;
             self.count(size);
             return Ok(None);
         }
-        let chunks = manifest
-            .chunks()
-            .iter()
-            .map(|chunk| self.chunk(chunk.digest, chunk.size));
-        futures::future::try_join_all(chunks).await?;
+        // That the chunks make up the blob is only what the manifest says, and whoever reads it there trusts us.
+        let verified_here = !self.to.verifies() && !manifest.is_whole(digest);
+        let mut hasher = blake3::Hasher::new();
+        let mut chunks = futures::stream::iter(manifest.chunks().to_vec())
+            .map(|chunk| self.chunk(chunk.digest, chunk.size, verified_here))
+            .buffered(CHUNKS_OF_BLOB);
+        while let Some(bytes) = chunks.next().await.transpose()? {
+            if let Some(bytes) = bytes {
+                hasher = tokio::task::spawn_blocking(move || {
+                    hasher.update(&bytes);
+                    hasher
+                })
+                .await
+                .map_err(|_| ImportError::Stopped)?;
+            }
+        }
+        if verified_here && Digest::from(hasher.finalize()) != digest {
+            return Err(CopyError::Blob {
+                digest,
+                remote: self.from.address().to_owned(),
+            });
+        }
         Ok(Some((digest, manifest)))
     }
 
-    async fn chunk(&self, digest: Digest, size: u64) -> Result<(), CopyError> {
+    /// Sends a blob as a whole, again where it breaks off.
+    async fn whole(
+        &self,
+        whole: &dyn PutWhole,
+        digest: Digest,
+        manifest: &Manifest,
+    ) -> Result<(), CopyError> {
+        let deadline = self.from.deadline(manifest.size());
+        let mut attempts = 0;
+        loop {
+            let put = whole.put_whole(digest, self.in_order(manifest));
+            let put = tokio::time::timeout(deadline, put).await;
+            match put {
+                Ok(Ok(())) => return Ok(()),
+                Ok(Err(error)) if !error.is_transient() || attempts >= ATTEMPTS => {
+                    return Err(error.into());
+                }
+                Ok(Err(error)) => tracing::info!(%error, "sending it again"),
+                Err(_) if attempts >= ATTEMPTS => {
+                    return Err(CopyError::Silent {
+                        digest,
+                        remote: self.to.address().to_owned(),
+                        deadline,
+                    });
+                }
+                Err(_) => tracing::info!(%digest, "no answer in {deadline:?}; sending it again"),
+            }
+            attempts += 1;
+            tokio::time::sleep(PAUSE * attempts).await;
+        }
+    }
+
+    /// Gives the bytes where they are `wanted`, from where they cost no network if they can be had there.
+    async fn chunk(
+        &self,
+        digest: Digest,
+        size: u64,
+        wanted: bool,
+    ) -> Result<Option<Bytes>, CopyError> {
+        let urgency = Urgency::default();
         let _place = self.at_once.acquire().await;
         let new = {
             let mut chunks = self.chunks.lock().unwrap_or_else(PoisonError::into_inner);
@@ -238,15 +306,21 @@ impl Copier<'_> {
         };
         if !new || self.to.has_chunk(digest).await? {
             self.progress.bytes.fetch_add(size, Ordering::Relaxed);
-            return Ok(());
+            if !wanted {
+                return Ok(None);
+            }
+            if new && self.to.is_local() {
+                let bytes = self.to.chunk(digest, Some(size), &urgency).await?;
+                if Digest::of(&bytes) == digest {
+                    return Ok(Some(bytes));
+                }
+            }
+            return Ok(Some(self.from.chunk(digest, Some(size), &urgency).await?));
         }
-        let bytes = self
-            .from
-            .chunk(digest, Some(size), &Urgency::default())
-            .await?;
-        self.to.put_chunk(digest, bytes).await?;
+        let bytes = self.from.chunk(digest, Some(size), &urgency).await?;
+        self.to.put_chunk(digest, bytes.clone()).await?;
         self.count(size);
-        Ok(())
+        Ok(wanted.then_some(bytes))
     }
 
     fn count(&self, size: u64) {

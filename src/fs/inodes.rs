@@ -189,13 +189,13 @@ impl Inodes {
         }
     }
 
-    /// The ids of the files with this content.
-    pub(super) fn of_blob(&self, blob: Digest) -> Vec<u64> {
+    /// The ids of the files with this content, or of all files.
+    pub(super) fn of_blob(&self, blob: Option<Digest>) -> Vec<u64> {
         let table = self.read();
         let files = table
             .by_id
             .values()
-            .filter(|inode| matches!(inode.node(), Node::File { digest, .. } if *digest == blob));
+            .filter(|inode| matches!(inode.node(), Node::File { digest, .. } if blob.is_none_or(|blob| *digest == blob)));
         files.map(|inode| inode.id()).collect()
     }
 

@@ -150,9 +150,9 @@ impl Filesystem {
         self.inodes.len()
     }
 
-    /// The node ids of the files with this content that the kernel knows.
+    /// The node ids of the files with this content that the kernel knows; `None`: of all files.
     #[must_use]
-    pub fn nodes_of(&self, blob: Digest) -> Vec<u64> {
+    pub fn nodes_of(&self, blob: Option<Digest>) -> Vec<u64> {
         self.inodes.of_blob(blob)
     }
 

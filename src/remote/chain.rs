@@ -18,10 +18,12 @@ use super::{
     health::{Health, RemoteStatus},
     probe,
 };
-use crate::model::{Digest, Manifest, Name, Node, OutputHash};
+use crate::model::{Digest, Manifest, Name, Node, OutputHash, StorePath};
 
 /// A remote that is overloaded is waited for this many times as long as one that is away: it is not out of order.
 const OVERLOAD_PATIENCE: u32 = 10;
+/// A remote that asked for a longer pause than this is asked after the others.
+const SHORT_PAUSE: Duration = Duration::from_millis(20);
 /// A wait for a remote to come back looks again after this time, in case it missed the news.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// A closure that breaks off is asked for again so many times without a new directory.
@@ -30,6 +32,8 @@ const CLOSURE_ATTEMPTS: u32 = 5;
 const MISSING_FOR: Duration = Duration::from_secs(2);
 /// Objects of which that is remembered.
 const MISSING: u64 = 100_000;
+/// Bytes that are allowed for in the deadline of what has no announced size: manifests, closures.
+const METADATA: u64 = 64 << 20;
 /// Encoded directories of which a broken closure remembers that they went by.
 type Seen = std::collections::HashSet<Digest>;
 
@@ -78,6 +82,8 @@ struct Question<'a, T> {
     bytes: u64,
     /// Remotes to pass over.
     skip: usize,
+    /// Whether it is remembered for a while that nobody has it.
+    remembered: bool,
     /// Where it may be that no reader waits.
     urgency: Option<&'a Urgency>,
     ask: &'a Ask<T>,
@@ -97,6 +103,8 @@ impl<'a, T> Question<'a, T> {
         };
         Self {
             object,
+            // Names are asked for again each time: they change.
+            remembered: key.is_some(),
             key,
             patience: Patience::Policy,
             bytes: 0,
@@ -104,10 +112,6 @@ impl<'a, T> Question<'a, T> {
             urgency: None,
             ask,
         }
-    }
-
-    fn is_reader(&self) -> bool {
-        self.urgency.is_none_or(Urgency::is_reader)
     }
 }
 
@@ -166,6 +170,12 @@ impl Chain {
         }))
     }
 
+    /// How long a request may take that moves so many bytes.
+    #[must_use]
+    pub fn deadline(&self, bytes: u64) -> Duration {
+        self.0.policy.deadline(bytes)
+    }
+
     /// What messages call the remotes.
     #[must_use]
     pub fn address(&self) -> &str {
@@ -208,13 +218,15 @@ impl Chain {
     /// A blob's chunk list, `None` when it is not split.
     ///
     /// # Errors
-    /// `size` is what the blob's node says, where known; a manifest of another size is corrupt.
+    /// `size` is what the blob's node says, where known; a manifest of another size is corrupt, and so is a known lie.
     pub async fn manifest(
         &self,
         blob: Digest,
         size: Option<u64>,
+        is_known_lie: impl Fn(&Manifest) -> bool + Clone + Send + Sync + 'static,
     ) -> Result<Option<Manifest>, RemoteError> {
         let ask = move |remote: Arc<dyn Remote>| {
+            let is_known_lie = is_known_lie.clone();
             async move {
                 let manifest = match remote.manifest(blob).await {
                     Err(RemoteError::Corrupt { .. }) => remote.manifest(blob).await?,
@@ -231,12 +243,23 @@ impl Chain {
                             ))),
                         })
                     }
+                    (Some(manifest), _) if is_known_lie(manifest) => Err(RemoteError::Corrupt {
+                        remote: remote.address().into(),
+                        object: Object::Blob(blob),
+                        cause: Arc::new(std::io::Error::other(
+                            "its chunks were found to make up another blob",
+                        )),
+                    }),
                     _ => Ok(manifest),
                 }
             }
             .boxed()
         };
-        self.ask(Question::new(Object::Blob(blob), &ask)).await
+        self.ask(Question {
+            bytes: METADATA,
+            ..Question::new(Object::Blob(blob), &ask)
+        })
+        .await
     }
 
     /// A chunk's bytes, verified.
@@ -286,6 +309,9 @@ impl Chain {
             move |remote: Arc<dyn Remote>| async move { remote.pieces(blob, size).await }.boxed();
         self.ask(Question {
             skip,
+            bytes: size.unwrap_or(METADATA),
+            // Under this digest there may be a chunk and no blob, and the other way round.
+            remembered: false,
             ..Question::new(Object::Blob(blob), &ask)
         })
         .await
@@ -348,6 +374,7 @@ impl Chain {
         };
         self.ask(Question {
             skip,
+            bytes: METADATA,
             ..Question::new(Object::Directory(root), &ask)
         })
         .await
@@ -404,17 +431,31 @@ impl Chain {
         }
     }
 
-    /// What is known of a store path.
+    /// What is known of a store path, which must be the one that is `expected`, where one is.
     ///
     /// # Errors
     /// When no remote knows it, or none answers.
     pub async fn path_info(
         &self,
         hash: OutputHash,
+        expected: Option<StorePath>,
         patience: Patience,
     ) -> Result<PathInfo, RemoteError> {
-        let ask =
-            move |remote: Arc<dyn Remote>| async move { remote.path_info(hash).await }.boxed();
+        let ask = move |remote: Arc<dyn Remote>| {
+            let expected = expected.clone();
+            async move {
+                let info = remote.path_info(hash).await?;
+                match expected {
+                    // Whoever has the hash of one path must not be shown another.
+                    Some(expected) if expected != info.path => Err(RemoteError::NotFound {
+                        remote: remote.address().into(),
+                        object: Object::StorePath(hash),
+                    }),
+                    _ => Ok(info),
+                }
+            }
+            .boxed()
+        };
         self.ask(Question {
             patience,
             ..Question::new(Object::StorePath(hash), &ask)
@@ -429,7 +470,7 @@ impl Chain {
     pub async fn path_infos(&self) -> Result<Vec<PathInfo>, RemoteError> {
         let ask = |remote: Arc<dyn Remote>| async move { remote.path_infos().await }.boxed();
         self.ask(Question {
-            bytes: 64 << 20,
+            bytes: METADATA,
             ..Question::new(Object::StorePaths, &ask)
         })
         .await
@@ -441,8 +482,7 @@ impl Chain {
             let object = question.object;
             return Err(RemoteError::Offline { object });
         }
-        // Names are asked for again each time: they change.
-        let remembered = question.key.is_some() && question.skip == 0;
+        let remembered = question.remembered && question.skip == 0;
         if remembered && self.0.missing.contains_key(&question.object) {
             return Err(self.not_found(question.object));
         }
@@ -453,21 +493,23 @@ impl Chain {
                 Ok(value) => return Ok(value),
                 Err(error) => error,
             };
-            let Some(fault @ (Fault::Unavailable | Fault::Overload(_))) = error.fault() else {
+            let fault = error.fault().filter(|_| error.is_transient());
+            let Some(fault) = fault else {
                 if remembered && error.is_not_found() {
                     self.0.missing.insert(question.object, ());
                 }
                 return Err(error);
             };
-            if let Fault::Overload(pause) = fault
-                && let Some(urgency) = question.urgency.filter(|urgency| !urgency.is_reader())
-            {
-                // Turned away for the sake of readers: later, or as soon as a reader waits for it too.
-                stand_back(urgency, pause).await;
-                continue;
-            }
             let until = self.give_up_at(started, fault);
             let now = Instant::now();
+            if let Fault::Shed(pause) = fault
+                && let Some(urgency) = question.urgency.filter(|urgency| !urgency.is_reader())
+                && now < until
+            {
+                // Turned away for the sake of readers: later, or as soon as a reader waits for it too.
+                stand_back(urgency, pause.or_else(|| delays.next())).await;
+                continue;
+            }
             if question.patience == Patience::Once || now >= until {
                 return Err(error);
             }
@@ -501,16 +543,21 @@ impl Chain {
             timeout, outage, ..
         } = self.0.policy;
         match (fault, outage) {
-            (Fault::Overload(_), Outage::Fail) => started + timeout * OVERLOAD_PATIENCE,
-            (Fault::Overload(_), Outage::Wait(time)) => {
+            (Fault::Overload(_) | Fault::Shed(_), Outage::Fail) => {
+                started + timeout * OVERLOAD_PATIENCE
+            }
+            (Fault::Overload(_) | Fault::Shed(_), Outage::Wait(time)) => {
                 started + time.max(timeout * OVERLOAD_PATIENCE)
             }
-            (Fault::Unavailable | Fault::Refused, Outage::Wait(time)) => started + time,
-            (Fault::Unavailable | Fault::Refused, Outage::Fail) => {
+            (_, Outage::Wait(time)) => started + time,
+            // The remote has waited for them already.
+            (Fault::Upstream, Outage::Fail) => started,
+            (Fault::Pending | Fault::Refused, Outage::Fail) => started + timeout,
+            (Fault::Unavailable, Outage::Fail) => {
                 // A remote that has been away for the whole time-out is not waited for once more by each reader.
                 let members = self.0.groups.iter().flatten();
-                let failing = members.filter_map(|member| member.health.failing_since());
-                let last = failing.max().unwrap_or(started);
+                let away = members.filter_map(|member| member.health.away_since());
+                let last = away.max().unwrap_or(started);
                 last.min(started) + timeout
             }
         }
@@ -585,6 +632,9 @@ impl Chain {
             }
             order.extend(members);
         }
+        // Whoever asked to be left alone comes last.
+        let now = Instant::now();
+        order.sort_by_key(|member| member.health.pause(now) > SHORT_PAUSE);
         order
     }
 
@@ -603,18 +653,20 @@ impl Chain {
         if let Some(reason) = member.health.skipped() {
             return Err(failed(reason.to_string()));
         }
-        tokio::time::sleep(member.health.pause(Instant::now())).await;
+        let pause = member.health.pause(Instant::now());
+        // A timer rounds up to a millisecond, which is longer than many a request takes.
+        if !pause.is_zero() {
+            tokio::time::sleep(pause).await;
+        }
         let deadline = self.0.policy.deadline(question.bytes);
         let result =
             tokio::time::timeout(deadline, (question.ask)(Arc::clone(&member.remote))).await;
         let result = result.unwrap_or_else(|_| Err(failed(format!("no answer in {deadline:?}"))));
         let now = Instant::now();
         match result.as_ref().err().and_then(RemoteError::fault) {
-            None | Some(Fault::Refused) => {
-                member.health.answered();
+            None | Some(Fault::Refused | Fault::Upstream | Fault::Pending | Fault::Shed(_)) => {
+                member.health.answered(now);
             }
-            // One that turns prefetch away is there for readers.
-            Some(Fault::Overload(_)) if !question.is_reader() => {}
             Some(Fault::Overload(pause)) => member.health.overloaded(now, pause),
             Some(Fault::Unavailable) => {
                 let reason = match &result {
@@ -633,7 +685,7 @@ impl Chain {
 /// Waits until an overloaded remote may be asked again, or a reader waits.
 async fn stand_back(urgency: &Urgency, pause: Option<Duration>) {
     const LOOK: Duration = Duration::from_millis(10);
-    let pause = pause.unwrap_or(Duration::from_millis(100));
+    let pause = pause.unwrap_or(LOOK);
     let until = Instant::now() + pause.clamp(LOOK, Duration::from_secs(5));
     while Instant::now() < until && !urgency.is_reader() {
         tokio::time::sleep(LOOK).await;

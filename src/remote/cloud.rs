@@ -1,14 +1,15 @@
-use std::{str::FromStr, sync::Arc, time::Duration};
+use std::{future::poll_fn, pin::Pin, str::FromStr, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use http::StatusCode;
+use http_body::Body;
 use object_store::{
     ClientConfigKey, ClientOptions, ObjectStore, ObjectStoreScheme, RetryConfig,
     aws::{AmazonS3Builder, AmazonS3ConfigKey},
     azure::{AzureConfigKey, MicrosoftAzureBuilder},
     client::{
         HttpClient, HttpConnector, HttpError, HttpErrorKind, HttpRequest, HttpResponse,
-        HttpService, ReqwestConnector,
+        HttpResponseBody, HttpService, ReqwestConnector,
     },
     gcp::{GoogleCloudStorageBuilder, GoogleConfigKey},
     http::HttpBuilder,
@@ -132,6 +133,11 @@ pub(super) fn open(url: &Url, shown: &str) -> Result<Cloud, AddressError> {
     Ok(Cloud { store, lists: true })
 }
 
+/// Of an answer that is an error no more is read than this, in bytes, …
+const MAX_ERROR: usize = 64 << 10;
+/// … nor longer.
+const ERROR_WITHIN: Duration = Duration::from_secs(2);
+
 /// Requests are given up by us, not by the crate.
 const DEFAULTS: [(ClientConfigKey, &str); 2] = [
     (ClientConfigKey::Timeout, "1day"),
@@ -176,20 +182,24 @@ impl HttpService for Watching {
     async fn call(&self, request: HttpRequest) -> Result<HttpResponse, HttpError> {
         let response = self.0.execute(request).await?;
         let status = response.status();
-        let understood = matches!(
-            status,
-            StatusCode::NOT_FOUND | StatusCode::CONFLICT | StatusCode::PRECONDITION_FAILED
-        );
-        if understood || !(status.is_client_error() || status.is_server_error()) {
+        if !(status.is_client_error() || status.is_server_error()) {
             return Ok(response);
         }
-        let after = response
-            .headers()
+        let (parts, body) = response.into_parts();
+        let body = beginning(body).await;
+        // The crate knows these.
+        if matches!(
+            status,
+            StatusCode::NOT_FOUND | StatusCode::CONFLICT | StatusCode::PRECONDITION_FAILED
+        ) {
+            return Ok(HttpResponse::from_parts(parts, body.into()));
+        }
+        let after = parts
+            .headers
             .get(http::header::RETRY_AFTER)
             .and_then(|value| value.to_str().ok())
             .and_then(|value| value.trim().parse().ok())
             .map(Duration::from_secs);
-        let body = response.into_body().bytes().await.unwrap_or_default();
         let code = code(&String::from_utf8_lossy(&body)).map(str::to_owned);
         // A kind that the crate does not try again.
         Err(HttpError::new(
@@ -201,6 +211,23 @@ impl HttpService for Watching {
             },
         ))
     }
+}
+
+/// The first bytes of an answer that is an error; there may be no end to them.
+async fn beginning(mut body: HttpResponseBody) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let read = async {
+        while let Some(Ok(frame)) = poll_fn(|context| Pin::new(&mut body).poll_frame(context)).await
+        {
+            bytes.extend_from_slice(frame.data_ref().map_or(&[][..], |data| data));
+            if bytes.len() >= MAX_ERROR {
+                break;
+            }
+        }
+    };
+    let _ = tokio::time::timeout(ERROR_WITHIN, read).await;
+    bytes.truncate(MAX_ERROR);
+    bytes
 }
 
 /// What to make of an error of the `object_store` crate.

@@ -37,6 +37,12 @@ pub enum Fault {
     Unavailable,
     /// The remote asks to be left alone for a while, and may say for how long.
     Overload(Option<Duration>),
+    /// The remote turns prefetch away for the sake of its readers, and may say for how long.
+    Shed(Option<Duration>),
+    /// The remote is well, but those that it would have to ask are away …
+    Upstream,
+    /// … or have not answered yet.
+    Pending,
     /// It will be the same each time.
     Refused,
 }
@@ -88,7 +94,16 @@ impl RemoteError {
     /// Whether it may go well later.
     #[must_use]
     pub const fn is_transient(&self) -> bool {
-        matches!(self.fault(), Some(Fault::Unavailable | Fault::Overload(_)))
+        matches!(
+            self.fault(),
+            Some(
+                Fault::Unavailable
+                    | Fault::Overload(_)
+                    | Fault::Shed(_)
+                    | Fault::Upstream
+                    | Fault::Pending
+            )
+        )
     }
 
     /// The remote it came from.

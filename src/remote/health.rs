@@ -14,7 +14,7 @@ const PAUSE: Duration = Duration::from_millis(50);
 /// … up to this.
 const MAX_PAUSE: Duration = Duration::from_secs(5);
 /// The most that it can ask for.
-const MAX_ASKED: Duration = Duration::from_secs(60);
+pub(super) const MAX_ASKED: Duration = Duration::from_secs(60);
 
 /// What is known of a remote's state: a circuit breaker, and pauses that it asked for.
 #[derive(Debug, Default)]
@@ -59,9 +59,10 @@ impl Health {
             .then(|| state.reason.clone().unwrap_or_else(|| "".into()))
     }
 
-    /// Since when it has failed, where it fails now.
-    pub(super) fn failing_since(&self) -> Option<Instant> {
-        self.state().failing_since
+    /// Since when it has failed, where it is skipped for that: then somebody watches it, and would know better.
+    pub(super) fn away_since(&self) -> Option<Instant> {
+        let state = self.state();
+        state.failing_since.filter(|_| state.open)
     }
 
     /// How long it wants to be left alone.
@@ -71,11 +72,21 @@ impl Health {
             .map_or(Duration::ZERO, |until| until.saturating_duration_since(now))
     }
 
-    /// Notes a proper answer, "not found" among them. True if it was skipped before.
-    pub(super) fn answered(&self) -> bool {
+    /// Notes a proper answer, "not found" among them. True if it was skipped before. A pause that it has asked for goes
+    /// on: the answer may be to what was asked before.
+    pub(super) fn answered(&self, now: Instant) -> bool {
         let mut state = self.state();
         let was_open = state.open;
-        *state = State::default();
+        let paused_until = state.paused_until.filter(|until| *until > now);
+        *state = State {
+            overloads: if paused_until.is_some() {
+                state.overloads
+            } else {
+                0
+            },
+            paused_until,
+            ..State::default()
+        };
         was_open
     }
 
@@ -103,6 +114,7 @@ impl Health {
         state.overloads = state.overloads.saturating_add(1);
         state.failures = 0;
         state.failing_since = None;
+        state.open = false;
         let pause = wants.map_or(doubled.min(MAX_PAUSE), |wants| wants.min(MAX_ASKED));
         let until = now + pause;
         state.paused_until = Some(state.paused_until.map_or(until, |before| before.max(until)));
@@ -153,7 +165,7 @@ mod tests {
             for event in events {
                 match event {
                     Event::Answered => {
-                        prop_assert_eq!(health.answered(), open);
+                        prop_assert_eq!(health.answered(now), open);
                         (row, open) = (0, false);
                     }
                     Event::Failed => {
@@ -164,12 +176,12 @@ mod tests {
                     }
                     Event::Overloaded => {
                         health.overloaded(now, None);
-                        row = 0;
+                        (row, open) = (0, false);
                         prop_assert!(health.pause(now) > Duration::ZERO);
                     }
                 }
                 prop_assert_eq!(health.skipped().is_some(), open);
-                prop_assert_eq!(health.failing_since().is_some(), row > 0);
+                prop_assert_eq!(health.away_since().is_some(), open);
                 prop_assert!(health.pause(now) <= MAX_PAUSE);
             }
         }
@@ -183,7 +195,9 @@ mod tests {
         health.failed(now, "why");
         let later = now + ROW + Duration::from_secs(1);
         assert!(!health.failed(later, "why"));
-        assert_eq!(health.failing_since(), Some(later));
+        assert!(!health.failed(later, "why"));
+        assert!(health.failed(later, "why"));
+        assert_eq!(health.away_since(), Some(later));
     }
 
     #[test]

@@ -39,7 +39,10 @@ use futures::stream::BoxStream;
 pub use address::{Address, AddressError, open, open_for_writing};
 pub use chain::{Chain, Patience};
 pub use error::{Fault, Object, RemoteError};
-pub use grpc::{GrpcRemote, NAMES_TOKEN, PREFETCH, PRIORITY, RETRY_AFTER, SIZE};
+pub use grpc::{
+    AWAY, GrpcRemote, NAMES_TOKEN, PENDING, PREFETCH, PRIORITY, RETRY_AFTER, SHED, SIZE, UPSTREAM,
+    WAIT,
+};
 pub use health::RemoteStatus;
 pub use object_store::ObjectStoreRemote;
 pub use policy::{Outage, Policy, PolicyError, parse_duration};
@@ -92,6 +95,9 @@ pub trait Remote: Send + Sync + fmt::Debug {
     /// What messages call it; without secrets.
     fn address(&self) -> &str;
 
+    /// Whether it answers at all, whatever its own remotes do.
+    async fn ping(&self) -> Result<(), RemoteError>;
+
     /// A blob's chunk list, `None` when it is not split.
     async fn manifest(&self, blob: Digest) -> Result<Option<Manifest>, RemoteError>;
 
@@ -140,6 +146,10 @@ pub trait Publish: Remote {
     async fn remove_root(&self, name: &Name) -> Result<bool, RemoteError>;
     /// Returns when all that was put so far outlasts a crash of the machine.
     async fn sync(&self) -> Result<(), RemoteError>;
+    /// Whether it is on this machine, so that reading from it costs no network.
+    fn is_local(&self) -> bool;
+    /// Whether it compares a blob's chunks with the blob's digest when its manifest is put.
+    fn verifies(&self) -> bool;
     /// The store as one that cuts blobs by itself, where it takes them in no other way.
     async fn as_whole(&self) -> Result<Option<&dyn PutWhole>, RemoteError>;
 }

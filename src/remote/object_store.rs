@@ -317,6 +317,14 @@ impl Remote for ObjectStoreRemote {
         &self.address
     }
 
+    async fn ping(&self) -> Result<(), RemoteError> {
+        // Nothing has this digest; that it is not there is as good an answer as any.
+        let key = layout::blob_key(Digest::of(b"castore: are you there?"));
+        let size = self.size(Object::Store, &key);
+        self.in_time(&Object::Store, size).await??;
+        Ok(())
+    }
+
     async fn manifest(&self, blob: Digest) -> Result<Option<Manifest>, RemoteError> {
         let object = Object::Blob(blob);
         if blob == Digest::empty() {
@@ -403,21 +411,26 @@ impl Remote for ObjectStoreRemote {
 
     async fn roots(&self) -> Result<Vec<(Name, Node)>, RemoteError> {
         let prefix = layout::roots_prefix();
-        let listed = self
-            .store()?
-            .list(Some(&prefix))
-            .map_err(|error| self.read_failed(Object::Roots, error))
-            .map_ok(|meta| async move {
-                let name = match layout::root_name(meta.location.filename().unwrap_or_default()) {
-                    Ok(name) => name,
-                    Err(error) => {
-                        tracing::warn!(key = %meta.location, %error, "not a root name");
-                        return Ok(None);
-                    }
-                };
+        let mut listed = self.store()?.list(Some(&prefix));
+        let mut names = Vec::new();
+        while let Some(listed) = self.in_time(&Object::Roots, listed.next()).await? {
+            let key = match listed.map_err(|error| self.read_failed(Object::Roots, error)) {
+                Ok(meta) => meta.location,
+                Err(error) if !self.lists && error.fault() == Some(Fault::Refused) => {
+                    return Ok(Vec::new());
+                }
+                Err(error) => return Err(error),
+            };
+            match layout::root_name(key.filename().unwrap_or_default()) {
+                Ok(name) => names.push((name, key)),
+                Err(error) => tracing::warn!(%key, %error, "not a root name"),
+            }
+        }
+        let mut roots: Vec<_> = futures::stream::iter(names)
+            .map(|(name, key)| async move {
                 // What a WebDAV server lists has its own prefix in front.
                 let key = match self.lists {
-                    true => meta.location,
+                    true => key,
                     false => self.root_key(&name)?,
                 };
                 match self.root_at(&name, &key).await {
@@ -431,13 +444,10 @@ impl Remote for ObjectStoreRemote {
                     Err(error) => Err(error),
                 }
             })
-            .try_buffer_unordered(ROOTS_AT_ONCE)
-            .try_filter_map(|root| async move { Ok(root) })
-            .try_collect::<Vec<_>>();
-        let mut roots = match self.in_time(&Object::Roots, listed).await? {
-            Err(error) if !self.lists && error.fault() == Some(Fault::Refused) => Vec::new(),
-            roots => roots?,
-        };
+            .buffer_unordered(ROOTS_AT_ONCE)
+            .try_filter_map(|root| std::future::ready(Ok(root)))
+            .try_collect()
+            .await?;
         roots.sort_by(|a, b| a.0.cmp(&b.0));
         Ok(roots)
     }
@@ -531,6 +541,14 @@ impl Publish for ObjectStoreRemote {
         off_thread(move || sync(&directory, &unsynced))
             .await
             .map_err(|error| self.write_failed(Object::Store, error))
+    }
+
+    fn is_local(&self) -> bool {
+        self.directory.is_some()
+    }
+
+    fn verifies(&self) -> bool {
+        false
     }
 
     async fn as_whole(&self) -> Result<Option<&dyn PutWhole>, RemoteError> {

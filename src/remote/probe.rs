@@ -1,12 +1,11 @@
 use std::{
     sync::{Arc, Weak},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use tokio::sync::Notify;
 
 use super::{Fault, chain::Member};
-use crate::model::Digest;
 
 /// The time before the first look at a remote that does not answer …
 const FIRST: Duration = Duration::from_millis(250);
@@ -34,18 +33,13 @@ async fn watch(member: Weak<Member>, back: Weak<Notify>, timeout: Duration) {
         if member.health.skipped().is_none() {
             return;
         }
-        // Nothing has this digest; that it is not found is as good an answer as any.
-        let question = member
-            .remote
-            .manifest(Digest::of(b"castore: are you there?"));
-        let answer = tokio::time::timeout(timeout, question).await;
-        let answered = match answer {
-            Ok(Ok(_)) => true,
-            Ok(Err(error)) => error.fault() != Some(Fault::Unavailable),
-            Err(_) => false,
-        };
+        let answered = tokio::time::timeout(timeout, member.remote.ping()).await;
+        let answered = answered.is_ok_and(|answer| match answer {
+            Ok(()) => true,
+            Err(error) => error.fault() != Some(Fault::Unavailable),
+        });
         if answered {
-            member.health.answered();
+            member.health.answered(Instant::now());
             tracing::info!(remote = member.remote.address(), "answers again");
             if let Some(back) = back.upgrade() {
                 back.notify_waiters();

@@ -5,7 +5,7 @@ use bytes::Bytes;
 
 use super::{
     Closure, Fault, Object, Outage, PathInfo, Pieces, Policy, Publish, PutWhole, Remote,
-    RemoteError, Urgency, chain::delays,
+    RemoteError, Urgency, chain::delays, health::MAX_ASKED,
 };
 use crate::model::{Digest, Manifest, Name, Node, OutputHash};
 
@@ -51,8 +51,8 @@ impl Steady {
                 },
             };
             let wants = match error.fault() {
-                Some(Fault::Unavailable) => None,
-                Some(Fault::Overload(wants)) => wants,
+                Some(Fault::Unavailable | Fault::Upstream | Fault::Pending) => None,
+                Some(Fault::Overload(wants) | Fault::Shed(wants)) => wants,
                 Some(Fault::Refused) | None => return Err(error),
             };
             // Each request may use its whole deadline and is still tried once more.
@@ -60,7 +60,10 @@ impl Steady {
                 return Err(error);
             }
             tracing::debug!(%error, "trying again");
-            let delay = wants.or_else(|| delays.next()).unwrap_or_default();
+            let delay = wants
+                .or_else(|| delays.next())
+                .unwrap_or_default()
+                .min(MAX_ASKED);
             tokio::time::sleep(delay).await;
         }
     }
@@ -70,6 +73,10 @@ impl Steady {
 impl Remote for Steady {
     fn address(&self) -> &str {
         self.store.address()
+    }
+
+    async fn ping(&self) -> Result<(), RemoteError> {
+        self.store.ping().await
     }
 
     async fn manifest(&self, blob: Digest) -> Result<Option<Manifest>, RemoteError> {
@@ -177,6 +184,14 @@ impl Publish for Steady {
 
     async fn sync(&self) -> Result<(), RemoteError> {
         self.again(&Object::Store, 0, || self.store.sync()).await
+    }
+
+    fn is_local(&self) -> bool {
+        self.store.is_local()
+    }
+
+    fn verifies(&self) -> bool {
+        self.store.verifies()
     }
 
     async fn as_whole(&self) -> Result<Option<&dyn PutWhole>, RemoteError> {

@@ -5,7 +5,7 @@ use futures::{Stream, StreamExt, TryStreamExt, stream::BoxStream};
 use tokio::sync::mpsc;
 use tonic::{Request, Response, Status, Streaming, async_trait};
 
-use super::{Shared, status};
+use super::{Shared, patience, status};
 use crate::{
     cache::{Blob, ChunkData, Slice},
     import,
@@ -35,12 +35,14 @@ impl BlobService for Blobs {
         &self,
         request: Request<StatBlobRequest>,
     ) -> Result<Response<StatBlobResponse>, Status> {
+        let wait = patience::of_client(request.metadata());
         let request = request.into_inner();
         let digest = digest(&request.digest)?;
-        let manifest = match self.0.cache.manifest_of(digest).await {
+        let cache = Arc::clone(&self.0.cache);
+        let found = patience::bring(wait, async move { cache.manifest_of(digest).await }).await;
+        let manifest = match found {
             Ok(manifest) => manifest,
-            Err(error) => {
-                let status = status::of(&error);
+            Err(status) => {
                 // What is only a chunk has no manifest in the object layout, and need not be put again.
                 match &self.0.publish {
                     Some(publish)
@@ -73,13 +75,16 @@ impl BlobService for Blobs {
             .and_then(|size| size.to_str().ok()?.parse().ok());
         let digest = digest(&request.get_ref().digest)?;
         let place = self.0.admission.enter(is_reader).await?;
-        let opened = self.0.cache.open_digest(digest, size, is_reader).await;
-        let (blob, first) = opened.map_err(|error| status::of(&error))?;
+        let cache = Arc::clone(&self.0.cache);
+        let opened = async move { cache.open_digest(digest, size, is_reader).await };
+        let (blob, first) = patience::bring(patience::of_client(metadata), opened).await?;
+        let is_small = blob.manifest().size() <= PIECE;
         let pieces = pieces(Arc::clone(&self.0), blob, first, is_reader);
-        let pieces = pieces.inspect(move |_| {
-            let _held = &place;
-        });
-        Ok(Response::new(pieces.boxed()))
+        Ok(Response::new(match is_small {
+            // All of it is taken at once.
+            true => pieces.inspect(move |_| drop_later(&place)).boxed(),
+            false => patience::hand_on(pieces, place),
+        }))
     }
 
     async fn put(
@@ -87,12 +92,12 @@ impl BlobService for Blobs {
         request: Request<Streaming<BlobChunk>>,
     ) -> Result<Response<PutBlobResponse>, Status> {
         let publish = Arc::clone(self.0.publish()?);
-        let _place = self.0.admission.enter(true).await?;
+        let _place = self.0.admission.enter_put().await?;
         let mut pieces = request.into_inner();
         let (sender, receiver) = mpsc::channel(PUT_AHEAD);
         let import = import::import_blob(publish, import::Pipe::new(receiver));
         let feed = async move {
-            while let Some(piece) = pieces.message().await? {
+            while let Some(piece) = patience::next(&mut pieces).await? {
                 if sender.send(Some(piece.data)).await.is_err() {
                     return Ok(()); // The import tells why it takes no more.
                 }
@@ -111,6 +116,9 @@ impl BlobService for Blobs {
         Ok(Response::new(PutBlobResponse { digest }))
     }
 }
+
+/// Has a closure keep something until it is dropped.
+fn drop_later<T>(_: &T) {}
 
 pub(super) fn digest(bytes: &[u8]) -> Result<Digest, Status> {
     Digest::try_from(bytes).map_err(|error| Status::invalid_argument(error.to_string()))

@@ -1,9 +1,10 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use futures::StreamExt;
 use tonic::{Request, Response, Status, Streaming, async_trait};
 
-use super::{Shared, blobs::digest, status};
+use super::{Shared, blobs::digest, patience, status};
 use crate::{
     model::{Digest, Manifest},
     proto::{
@@ -18,6 +19,8 @@ use crate::{
 
 /// The largest chunk that is taken, in bytes.
 const MAX_CHUNK: usize = 16 << 20;
+/// Chunks that are read at once to verify a blob.
+const AHEAD: usize = 8;
 
 pub(super) struct Chunks(pub(super) Arc<Shared>);
 
@@ -28,10 +31,10 @@ impl ChunkService for Chunks {
         request: Request<Streaming<BlobChunk>>,
     ) -> Result<Response<PutBlobResponse>, Status> {
         let publish = self.0.publish()?;
-        let _place = self.0.admission.enter(true).await?;
+        let _place = self.0.admission.enter_put().await?;
         let mut pieces = request.into_inner();
         let mut chunk = Vec::new();
-        while let Some(piece) = pieces.message().await? {
+        while let Some(piece) = patience::next(&mut pieces).await? {
             if chunk.len() + piece.data.len() > MAX_CHUNK {
                 return Err(Status::invalid_argument(format!(
                     "a chunk of more than {MAX_CHUNK} bytes; put it as a blob"
@@ -60,7 +63,7 @@ impl ChunkService for Chunks {
         let manifest = proto::manifest_of(&StatBlobResponse { chunks, bao })
             .map_err(|error| Status::invalid_argument(error.to_string()))?
             .ok_or_else(|| Status::invalid_argument("no chunks"))?;
-        let _place = self.0.admission.enter(true).await?;
+        let _place = self.0.admission.enter_put().await?;
         let failed = |error| status::of_remote(&error);
         // A manifest must not outlast the chunks that it names.
         publish.sync().await.map_err(failed)?;
@@ -77,12 +80,16 @@ impl ChunkService for Chunks {
 /// Reads the chunks of a blob and compares them with its digest.
 async fn verify(publish: &dyn Publish, blob: Digest, manifest: &Manifest) -> Result<(), Status> {
     let mut hasher = blake3::Hasher::new();
-    for chunk in manifest.chunks() {
-        let urgency = Urgency::reader();
-        let bytes = match publish
-            .chunk(chunk.digest, Some(chunk.size), &urgency)
-            .await
-        {
+    let mut chunks = futures::stream::iter(manifest.chunks().to_vec())
+        .map(|chunk| async move {
+            let urgency = Urgency::reader();
+            publish
+                .chunk(chunk.digest, Some(chunk.size), &urgency)
+                .await
+        })
+        .buffered(AHEAD);
+    while let Some(chunk) = chunks.next().await {
+        let bytes = match chunk {
             Ok(bytes) => bytes,
             Err(error @ RemoteError::NotFound { .. }) => {
                 return Err(Status::failed_precondition(error.to_string()));

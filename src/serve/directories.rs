@@ -7,7 +7,7 @@ use bytes::Bytes;
 use futures::{StreamExt, stream::BoxStream};
 use tonic::{Request, Response, Status, Streaming, async_trait};
 
-use super::{Shared, blobs::digest, status};
+use super::{Shared, blobs::digest, patience, status};
 use crate::{
     model::{Digest, Directory, Node, SizeRule},
     proto::{
@@ -32,14 +32,15 @@ impl DirectoryService for Directories {
         &self,
         request: Request<GetDirectoryRequest>,
     ) -> Result<Response<Self::GetStream>, Status> {
+        let wait = patience::of_client(request.metadata());
         let request = request.into_inner();
         let Some(ByWhat::Digest(root)) = request.by_what else {
             return Err(Status::invalid_argument("no digest"));
         };
         let root = digest(&root)?;
         // That it is not there is the answer's status, not something in the middle of a stream.
-        let first = self.0.cache.directory(root, root).await;
-        let first = first.map_err(|error| status::of(&error))?;
+        let cache = Arc::clone(&self.0.cache);
+        let first = patience::bring(wait, async move { cache.directory(root, root).await }).await?;
         if !request.recursive {
             let only = Ok(proto::directory_to_wire(&first));
             return Ok(Response::new(futures::stream::iter([only]).boxed()));
@@ -52,9 +53,10 @@ impl DirectoryService for Directories {
         request: Request<Streaming<wire::Directory>>,
     ) -> Result<Response<PutDirectoryResponse>, Status> {
         let publish = self.0.publish()?;
+        let _place = self.0.admission.enter_put().await?;
         let mut messages = request.into_inner();
         let mut put = Closure::default();
-        while let Some(message) = messages.message().await? {
+        while let Some(message) = patience::next(&mut messages).await? {
             put.add(&message).map_err(Status::invalid_argument)?;
         }
         let (root, directories) = put.finish().map_err(Status::invalid_argument)?;

@@ -4,6 +4,7 @@
 //! - `blobs`, `chunks`, `directories`, `roots`, `path_infos`: the services
 //! - `gate`: what every request passes: package names, tokens, the rate
 //! - `admission`: how much is served at once, and who is turned away first
+//! - `patience`: how long clients are waited for, and wait
 //! - `status`: what the cache's errors are called on the wire
 //! - [`Listener`], [`Tls`]: where it listens
 //! - [`metrics`]: counters for Prometheus, and whether all is well
@@ -16,6 +17,7 @@ mod gate;
 mod listen;
 pub mod metrics;
 mod path_infos;
+mod patience;
 mod roots;
 mod status;
 

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use futures::{StreamExt, stream::BoxStream};
 use tonic::{Request, Response, Status, async_trait};
 
-use super::{Shared, status};
+use super::{Shared, patience};
 use crate::{
     model::OutputHash,
     proto::{
@@ -37,13 +37,14 @@ impl PathInfoService for PathInfos {
         &self,
         request: Request<GetPathInfoRequest>,
     ) -> Result<Response<wire::PathInfo>, Status> {
+        let wait = patience::of_client(request.metadata());
         let Some(ByWhat::ByOutputHash(hash)) = request.into_inner().by_what else {
             return Err(Status::invalid_argument("no output hash"));
         };
         let hash = OutputHash::try_from(&hash[..])
             .map_err(|_| Status::invalid_argument("an output hash has 20 bytes"))?;
-        let info = self.0.cache.path_info(hash).await;
-        let info = info.map_err(|error| status::of(&error))?;
+        let cache = Arc::clone(&self.0.cache);
+        let info = patience::bring(wait, async move { cache.path_info(hash).await }).await?;
         Ok(Response::new(message(&info)))
     }
 
@@ -51,10 +52,12 @@ impl PathInfoService for PathInfos {
 
     async fn list(
         &self,
-        _: Request<ListPathInfoRequest>,
+        request: Request<ListPathInfoRequest>,
     ) -> Result<Response<Self::ListStream>, Status> {
-        let infos = self.0.cache.path_infos().await;
-        let infos = infos.map_err(|error| status::of(&error))?;
+        let wait = patience::of_client(request.metadata());
+        let _place = self.0.admission.enter(true).await?;
+        let cache = Arc::clone(&self.0.cache);
+        let infos = patience::bring(wait, async move { cache.path_infos().await }).await?;
         let messages = futures::stream::iter(infos).map(|info| Ok(message(&info)));
         Ok(Response::new(messages.boxed()))
     }

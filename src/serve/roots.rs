@@ -3,7 +3,7 @@ use std::sync::Arc;
 use futures::{StreamExt, stream::BoxStream};
 use tonic::{Request, Response, Status, async_trait, metadata::MetadataMap};
 
-use super::{Shared, status};
+use super::{Shared, patience, status};
 use crate::{
     model::{Digest, Name, Node},
     proto::{
@@ -44,9 +44,10 @@ fn name(bytes: bytes::Bytes) -> Result<Name, Status> {
 #[async_trait]
 impl RootService for Roots {
     async fn get(&self, request: Request<GetRootRequest>) -> Result<Response<wire::Node>, Status> {
+        let wait = patience::of_client(request.metadata());
         let name = name(request.into_inner().name)?;
-        let node = self.0.cache.root(&name).await;
-        let node = node.map_err(|error| status::of(&error))?;
+        let (cache, wanted) = (Arc::clone(&self.0.cache), name.clone());
+        let node = patience::bring(wait, async move { cache.root(&wanted).await }).await?;
         Ok(Response::new(proto::node_message(&name, &node)))
     }
 
@@ -54,10 +55,11 @@ impl RootService for Roots {
 
     async fn list(
         &self,
-        _: Request<ListRootsRequest>,
+        request: Request<ListRootsRequest>,
     ) -> Result<Response<Self::ListStream>, Status> {
-        let roots = self.0.cache.roots().await;
-        let roots = roots.map_err(|error| status::of(&error))?;
+        let wait = patience::of_client(request.metadata());
+        let cache = Arc::clone(&self.0.cache);
+        let roots = patience::bring(wait, async move { cache.roots().await }).await?;
         let nodes = roots
             .into_iter()
             .map(|(name, node)| Ok(proto::node_message(&name, &node)));

@@ -1,8 +1,8 @@
-use tonic::{Code, Status};
+use tonic::{Code, Status, metadata::MetadataValue};
 
 use crate::{
     cache::CacheError,
-    remote::{Fault, RETRY_AFTER, RemoteError},
+    remote::{AWAY, Fault, PENDING, RETRY_AFTER, RemoteError, UPSTREAM},
 };
 
 /// What a client is told of a failure. The message names what could not be had; addresses in it are without secrets.
@@ -19,6 +19,7 @@ pub(super) fn of(error: &CacheError) -> Status {
         | CacheError::Index { .. }
         | CacheError::NewerSchema { .. }
         | CacheError::TooSmall { .. }
+        | CacheError::Recut { .. }
         | CacheError::Aborted => Status::internal(error.to_string()),
     }
 }
@@ -28,13 +29,22 @@ pub(super) fn of_remote(error: &RemoteError) -> Status {
     match error {
         RemoteError::NotFound { .. } => Status::not_found(message),
         RemoteError::Corrupt { .. } => Status::data_loss(message),
-        RemoteError::Offline { .. } => Status::unavailable(message),
+        RemoteError::Offline { .. } => upstream(message, AWAY),
         RemoteError::Read { fault, .. } | RemoteError::Write { fault, .. } => match fault {
-            Fault::Unavailable => Status::unavailable(message),
-            Fault::Overload(after) => overloaded(message, *after),
+            Fault::Unavailable | Fault::Upstream => upstream(message, AWAY),
+            Fault::Pending => upstream(message, PENDING),
+            Fault::Overload(after) | Fault::Shed(after) => overloaded(message, *after),
             Fault::Refused => Status::failed_precondition(message),
         },
     }
+}
+
+/// What a client gets where this server is well, and those are not that it would have to ask.
+pub(super) fn upstream(message: impl Into<String>, what: &'static str) -> Status {
+    let mut status = Status::unavailable(message);
+    let what = MetadataValue::from_static(what);
+    status.metadata_mut().insert(UPSTREAM, what);
+    status
 }
 
 /// What a client gets that is to come back later, and when.

@@ -118,13 +118,13 @@ pub(super) const CACHE_KEYS: [(&str, &str); 5] = [
 /// Reads the files of the system and of the user, where they are there, and the one that was given, which must be.
 pub(super) fn read(given: Option<&Path>) -> Result<Merged, ConfigError> {
     let mut merged = Merged::default();
-    for path in [Some("/etc/castore/castore.toml".into()), user_file()]
-        .into_iter()
-        .flatten()
-    {
+    let system = PathBuf::from("/etc/castore/castore.toml");
+    for path in [Some(system.clone()), user_file()].into_iter().flatten() {
         match fs::read_to_string(&path) {
             Ok(text) => merged.add(&path, &text)?,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            // A home that is another user's, as under `su` and `sudo -E`.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied && path != system => {}
             Err(cause) => return Err(ConfigError::Read { path, cause }),
         }
     }

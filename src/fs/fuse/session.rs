@@ -7,7 +7,7 @@ use std::{
 };
 
 use fuse_backend_rs::{api::server::Server, transport::FuseSession};
-use tokio::sync::watch;
+use tokio::sync::{broadcast::error::RecvError, watch};
 
 use super::{
     device::{Device, Received},
@@ -200,7 +200,13 @@ impl Session {
 async fn invalidate(fs: Arc<Filesystem>, dispatcher: Weak<Dispatcher>) {
     let mut wrong = fs.cache().wrong_blobs();
     drop(fs);
-    while let Ok(blob) = wrong.recv().await {
+    loop {
+        let blob = match wrong.recv().await {
+            Ok(blob) => Some(blob),
+            // Some were missed: all go.
+            Err(RecvError::Lagged(_)) => None,
+            Err(RecvError::Closed) => return,
+        };
         let Some(dispatcher) = dispatcher.upgrade() else {
             return;
         };

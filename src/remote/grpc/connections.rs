@@ -1,7 +1,7 @@
 use std::{
     fs,
     sync::{
-        Arc, OnceLock,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
@@ -17,41 +17,62 @@ use super::server::{Place, Server};
 const STREAM_WINDOW: u32 = 8 << 20;
 /// A connection's, in bytes.
 const CONNECTION_WINDOW: u32 = 32 << 20;
-/// A dead connection is noticed within twice this time.
-const KEEP_ALIVE: Duration = Duration::from_secs(5);
+/// A dead connection is noticed within twice this time, and sooner by a request on it. Servers close connections of clients
+/// that ask more often.
+const KEEP_ALIVE: Duration = Duration::from_secs(20);
 /// Another connection is opened when so many requests are under way on each.
 const BUSY: usize = 16;
 
 /// HTTP/2 connections to one server. Each is opened when it is needed and reconnects by itself.
 #[derive(Debug)]
 pub(super) struct Connections {
-    slots: Vec<Slot>,
+    slots: Vec<Arc<Slot>>,
+    next: AtomicUsize,
     endpoint: Endpoint,
     socket: Option<Arc<std::path::PathBuf>>,
 }
 
 #[derive(Debug, Default)]
 struct Slot {
-    channel: OnceLock<Channel>,
+    /// With a number of its own. The lock is held for a look only.
+    channel: Mutex<Option<(usize, Channel)>>,
     /// Requests under way.
-    requests: Arc<AtomicUsize>,
+    requests: AtomicUsize,
 }
 
 /// One of the connections, which counts one request more for as long as this lives.
 pub(super) struct Connection {
     channel: Channel,
-    requests: Arc<AtomicUsize>,
+    number: usize,
+    slot: Arc<Slot>,
 }
 
 impl Connection {
     pub(super) fn channel(&self) -> Channel {
         self.channel.clone()
     }
+
+    /// Has the next request use another connection: on this one nothing came, and it may be dead.
+    pub(super) fn distrust(&self) {
+        let mut channel = self.slot.channel();
+        if channel
+            .as_ref()
+            .is_some_and(|(number, _)| *number == self.number)
+        {
+            *channel = None;
+        }
+    }
+}
+
+impl Slot {
+    fn channel(&self) -> std::sync::MutexGuard<'_, Option<(usize, Channel)>> {
+        self.channel.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        self.requests.fetch_sub(1, Ordering::Relaxed);
+        self.slot.requests.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -78,7 +99,8 @@ impl Connections {
                 .map_err(|error| error.to_string())?;
         }
         Ok(Self {
-            slots: (0..server.connections).map(|_| Slot::default()).collect(),
+            slots: (0..server.connections).map(|_| Arc::default()).collect(),
+            next: AtomicUsize::default(),
             endpoint,
             socket,
         })
@@ -86,7 +108,7 @@ impl Connections {
 
     /// The first connection that is not busy, else the least busy.
     pub(super) fn get(&self) -> Connection {
-        let load = |slot: &&Slot| slot.requests.load(Ordering::Relaxed);
+        let load = |slot: &&Arc<Slot>| slot.requests.load(Ordering::Relaxed);
         let slot = self
             .slots
             .iter()
@@ -94,9 +116,14 @@ impl Connections {
             .or_else(|| self.slots.iter().min_by_key(load));
         let slot = slot.unwrap_or(&self.slots[0]);
         slot.requests.fetch_add(1, Ordering::Relaxed);
+        let (number, channel) = slot
+            .channel()
+            .get_or_insert_with(|| (self.next.fetch_add(1, Ordering::Relaxed), self.connect()))
+            .clone();
         Connection {
-            channel: slot.channel.get_or_init(|| self.connect()).clone(),
-            requests: Arc::clone(&slot.requests),
+            channel,
+            number,
+            slot: Arc::clone(slot),
         }
     }
 

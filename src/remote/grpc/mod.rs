@@ -31,7 +31,7 @@ use tonic::{
 
 pub(super) use self::server::Server;
 use self::{codec::Raw, connections::Connections};
-use super::{Closure, Fault, Object, PathInfo, Pieces, Policy, Remote, RemoteError, Urgency};
+use super::{Closure, Object, PathInfo, Pieces, Policy, Remote, RemoteError, Urgency};
 use crate::{
     model::{Digest, Manifest, Name, Node, OutputHash, StorePath},
     proto::{
@@ -53,6 +53,16 @@ pub const SIZE: &str = "castore-size";
 /// Answer metadata that tells how long an overloaded server wants to be left alone, in milliseconds.
 pub const RETRY_AFTER: &str = "castore-retry-after-ms";
 
+/// Answer metadata of a server that turns prefetch away and would take a reader.
+pub const SHED: &str = "castore-shed";
+/// Answer metadata of a server that is well and cannot get what was asked for: why not.
+pub const UPSTREAM: &str = "castore-upstream";
+/// Its value where the server's own remotes are away …
+pub const AWAY: &str = "away";
+/// … and where they have not answered yet.
+pub const PENDING: &str = "pending";
+/// Request metadata that tells how long the client waits for the first message of an answer, in milliseconds.
+pub const WAIT: &str = "castore-wait-ms";
 /// Request metadata that holds the token of those who may change names.
 pub const NAMES_TOKEN: &str = "castore-names-token";
 
@@ -79,6 +89,8 @@ pub struct GrpcRemote {
     idle: Duration,
     /// Position in [`PACKAGES`].
     package: AtomicU8,
+    /// The same, where the address tells.
+    told_package: Option<u8>,
     /// Whether it has castore's own service for chunks; found out when something is put.
     takes_chunks: OnceLock<bool>,
 }
@@ -100,6 +112,7 @@ impl GrpcRemote {
             names_token: server.names_token()?,
             idle: policy.idle(),
             package: AtomicU8::new(package.unwrap_or(UNKNOWN)),
+            told_package: package,
             takes_chunks: OnceLock::new(),
         })
     }
@@ -111,6 +124,9 @@ impl GrpcRemote {
                 .metadata_mut()
                 .insert("authorization", token.clone());
         }
+        // Some of the time is the network's.
+        let wait = u64::try_from(self.idle.as_millis() * 7 / 10).unwrap_or(u64::MAX);
+        request.metadata_mut().insert(WAIT, wait.into());
         request
     }
 
@@ -153,6 +169,10 @@ impl GrpcRemote {
             }
         }
         let status = refused.unwrap_or_else(|| Status::unimplemented("no protocol"));
+        if known != UNKNOWN && self.told_package.is_none() {
+            // It may be another server by now; the next request finds out.
+            self.package.store(UNKNOWN, Ordering::Relaxed);
+        }
         Err(self.failed(object.clone(), &status))
     }
 
@@ -185,16 +205,18 @@ impl GrpcRemote {
             let first = stream.message().await?;
             Ok::<_, Status>((first, stream))
         };
-        let (first, stream) = tokio::time::timeout(self.idle, first)
-            .await
-            .map_err(|_| Status::unavailable(format!("no answer in {:?}", self.idle)))??;
+        let Ok(answered) = tokio::time::timeout(self.idle, first).await else {
+            connection.distrust();
+            return Err(Status::unavailable(format!("no answer in {:?}", self.idle)));
+        };
+        let (first, stream) = answered?;
         Ok(Answer {
             first,
             stream,
             idle: self.idle,
             remote: Arc::clone(&self.address),
             object: object.clone(),
-            _connection: connection,
+            connection,
         })
     }
 
@@ -289,7 +311,7 @@ struct Answer<A> {
     idle: Duration,
     remote: Arc<str>,
     object: Object,
-    _connection: connections::Connection,
+    connection: connections::Connection,
 }
 
 impl<A: Send + 'static> Answer<A> {
@@ -297,13 +319,14 @@ impl<A: Send + 'static> Answer<A> {
         if let Some(first) = self.first.take() {
             return Some(Ok(first));
         }
-        let message = match tokio::time::timeout(self.idle, self.stream.message()).await {
-            Ok(message) => message.transpose()?,
-            Err(_) => Err(Status::unavailable(format!(
-                "nothing came in {:?}",
-                self.idle
-            ))),
-        };
+        let message =
+            if let Ok(message) = tokio::time::timeout(self.idle, self.stream.message()).await {
+                message.transpose()?
+            } else {
+                self.connection.distrust();
+                let cause = format!("nothing came in {:?}", self.idle);
+                Err(Status::unavailable(cause))
+            };
         Some(message.map_err(|status| {
             status::read_failed(Arc::clone(&self.remote), self.object.clone(), &status)
         }))
@@ -345,6 +368,14 @@ fn bytes(digest: Digest) -> Bytes {
 impl Remote for GrpcRemote {
     fn address(&self) -> &str {
         &self.address
+    }
+
+    async fn ping(&self) -> Result<(), RemoteError> {
+        // A hub knows the empty blob without asking anybody.
+        match self.stat(Digest::empty(), false).await {
+            Ok(_) | Err(RemoteError::NotFound { .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
     }
 
     async fn manifest(&self, blob: Digest) -> Result<Option<Manifest>, RemoteError> {
@@ -500,15 +531,11 @@ impl GrpcRemote {
         object: Object,
     ) -> Result<Bytes, RemoteError> {
         match size {
-            Some(size) if size != bytes.len() as u64 => Err(RemoteError::Read {
-                remote: Arc::clone(&self.address),
-                object,
-                fault: Fault::Unavailable,
-                cause: Arc::new(std::io::Error::other(format!(
-                    "{} of {size} bytes came",
-                    bytes.len()
-                ))),
-            }),
+            // The answer has ended well, so this is all there is.
+            Some(size) if size != bytes.len() as u64 => {
+                let cause = format!("it has {} bytes instead of {size}", bytes.len());
+                Err(self.corrupt(object, std::io::Error::other(cause)))
+            }
             _ => Ok(bytes),
         }
     }

@@ -34,13 +34,13 @@ impl GrpcRemote {
         Q: prost::Message + 'static,
         A: Answered,
     {
-        // So that it is known which package the server speaks before anything is sent.
-        match self
-            .stat(Digest::of(b"castore: which protocol?"), false)
-            .await
-        {
-            Ok(_) | Err(RemoteError::NotFound { .. }) => {}
-            Err(error) => return Err(error),
+        // It has to be known which package the server speaks before anything is sent.
+        if self.package.load(std::sync::atomic::Ordering::Relaxed) == super::UNKNOWN {
+            let question = Digest::of(b"castore: which protocol?");
+            match self.stat(question, false).await {
+                Ok(_) | Err(RemoteError::NotFound { .. }) => {}
+                Err(error) => return Err(error),
+            }
         }
         let at = self.package.load(std::sync::atomic::Ordering::Relaxed);
         let package = super::PACKAGES
@@ -285,6 +285,14 @@ impl Publish for GrpcRemote {
     async fn sync(&self) -> Result<(), RemoteError> {
         // A server answers a put when it is safe.
         Ok(())
+    }
+
+    fn is_local(&self) -> bool {
+        false
+    }
+
+    fn verifies(&self) -> bool {
+        true
     }
 
     async fn as_whole(&self) -> Result<Option<&dyn PutWhole>, RemoteError> {

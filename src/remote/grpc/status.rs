@@ -2,7 +2,7 @@ use std::{error::Error, sync::Arc, time::Duration};
 
 use tonic::{Code, Status};
 
-use super::RETRY_AFTER;
+use super::{AWAY, PENDING, RETRY_AFTER, SHED, UPSTREAM};
 use crate::remote::{Fault, Object, RemoteError};
 
 /// What a status says when something was to be read.
@@ -40,8 +40,14 @@ fn fault(status: &Status) -> Fault {
             let after = after
                 .and_then(|after| after.to_str().ok())
                 .and_then(|after| after.parse().ok());
-            Fault::Overload(after.map(Duration::from_millis))
+            let after = after.map(Duration::from_millis);
+            match status.metadata().contains_key(SHED) {
+                true => Fault::Shed(after),
+                false => Fault::Overload(after),
+            }
         }
+        Code::Unavailable if is_upstream(status, AWAY) => Fault::Upstream,
+        Code::Unavailable if is_upstream(status, PENDING) => Fault::Pending,
         // Not heard, broken off, or the server's own trouble.
         Code::Unavailable
         | Code::Cancelled
@@ -60,6 +66,12 @@ fn fault(status: &Status) -> Fault {
         | Code::Unimplemented
         | Code::Unauthenticated => Fault::Refused,
     }
+}
+
+/// Whether a hub says so of its own remotes.
+fn is_upstream(status: &Status, what: &str) -> bool {
+    let said = status.metadata().get(UPSTREAM);
+    said.is_some_and(|said| said == what)
 }
 
 /// Whether a status can only come from a service that knows the method.
