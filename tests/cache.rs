@@ -15,7 +15,7 @@ use std::{
     os::unix::fs::{FileExt, MetadataExt},
     path::{Path, PathBuf},
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
@@ -44,6 +44,8 @@ struct Unruly {
     delay: Duration,
     away: AtomicBool,
     wrong_bytes: AtomicBool,
+    /// What is said of a blob, one after the other, before the truth.
+    manifests: Mutex<Vec<Manifest>>,
 }
 
 impl Unruly {
@@ -55,6 +57,7 @@ impl Unruly {
             delay,
             away: AtomicBool::new(false),
             wrong_bytes: AtomicBool::new(false),
+            manifests: Mutex::default(),
         })
     }
 
@@ -84,6 +87,9 @@ impl Remote for Unruly {
 
     async fn manifest(&self, blob: Digest) -> Result<Option<Manifest>, RemoteError> {
         self.pass().await?;
+        if let Some(lie) = self.manifests.lock().unwrap().pop() {
+            return Ok(Some(lie));
+        }
         self.inner.manifest(blob).await
     }
 
@@ -903,4 +909,98 @@ fn many_first_opens_at_once() {
             opener.join().unwrap().unwrap();
         }
     }
+}
+
+/// A manifest with as many bytes as the right one, of chunks that are not there.
+fn nowhere(size: u64, seed: u64) -> Manifest {
+    let chunk = |part: u64| Digest::of(format!("nowhere {seed} {part}").as_bytes());
+    Manifest::new([(chunk(0), size / 2), (chunk(1), size - size / 2)]).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_manifest_that_was_misheard_is_asked_for_again() {
+    let scratch = Scratch::new();
+    let content = tree::noise(1, 1_000_000);
+    imported(&scratch, |root| {
+        tree::file(root, "f", &tree::noise(1, 1_000_000), false);
+    })
+    .await;
+    let remote = Unruly::new(&scratch, Duration::ZERO);
+    remote.manifests.lock().unwrap().push(nowhere(1_000_000, 1));
+    let cache = open(&scratch, &remote);
+    let limit = Duration::from_secs(20);
+    let reads =
+        (0..8).map(|_| tokio::time::timeout(limit, read(&cache, Digest::of(&content), 1_000_000)));
+    for bytes in futures::future::join_all(reads).await {
+        assert!(bytes.expect("it hangs").unwrap() == content);
+    }
+    assert!(read(&cache, Digest::of(&content), 1_000_000).await.unwrap() == content);
+    cache.close();
+    // Nor does the wrong one stay in the index.
+    let cache = open(&scratch, &remote);
+    assert!(read(&cache, Digest::of(&content), 1_000_000).await.unwrap() == content);
+    cache.close();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn manifests_that_are_never_right_are_an_error_and_no_hang() {
+    let scratch = Scratch::new();
+    let content = tree::noise(1, 1_000_000);
+    imported(&scratch, |root| {
+        tree::file(root, "f", &tree::noise(1, 1_000_000), false);
+    })
+    .await;
+    let remote = Unruly::new(&scratch, Duration::ZERO);
+    let cache = open(&scratch, &remote);
+    let lies: [Vec<Manifest>; 2] = [
+        (0..50).map(|seed| nowhere(1_000_000, seed)).collect(),
+        // The second one names the same missing chunk in another place.
+        {
+            let chunks: Vec<_> = nowhere(1_000_000, 1)
+                .chunks()
+                .iter()
+                .map(|chunk| (chunk.digest, chunk.size))
+                .collect();
+            let turned = Manifest::new(chunks.into_iter().rev()).unwrap();
+            std::iter::repeat_n([turned, nowhere(1_000_000, 1)], 25)
+                .flatten()
+                .collect()
+        },
+    ];
+    for lies in lies {
+        *remote.manifests.lock().unwrap() = lies;
+        let limit = Duration::from_secs(20);
+        let read = tokio::time::timeout(limit, read(&cache, Digest::of(&content), 1_000_000));
+        assert!(read.await.expect("it hangs").is_err());
+        remote.manifests.lock().unwrap().clear();
+    }
+    cache.close();
+}
+
+/// The first of two remotes lies about a blob's chunks; once it was found out, the second is asked.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_lie_is_asked_for_elsewhere() {
+    let scratch = Scratch::new();
+    let (content, other) = (tree::noise(1, 1_000_000), tree::noise(2, 1_000_000));
+    imported(&scratch, |root| {
+        tree::file(root, "f", &tree::noise(1, 1_000_000), false);
+        tree::file(root, "g", &tree::noise(2, 1_000_000), false);
+    })
+    .await;
+    let liar = Unruly::new(&scratch, Duration::ZERO);
+    let lie = opened(&scratch.remote())
+        .manifest(Digest::of(&other))
+        .await
+        .unwrap()
+        .unwrap();
+    *liar.manifests.lock().unwrap() = std::iter::repeat_n(lie, 100).collect();
+    let chain = Chain::new(vec![liar.clone(), opened(&scratch.remote())], policy());
+    let cache = Cache::open(&config(scratch.path("cache"), 1 << 30), chain).unwrap();
+    let mut wrong = cache.wrong_blobs();
+    // Each chunk is right, and the whole is not: that shows a second after the last was read.
+    assert!(read(&cache, Digest::of(&content), 1_000_000).await.unwrap() == other);
+    let told = tokio::time::timeout(Duration::from_secs(20), wrong.recv()).await;
+    assert_eq!(told.unwrap().unwrap(), Digest::of(&content));
+    assert!(read(&cache, Digest::of(&content), 1_000_000).await.unwrap() == content);
+    cache.close();
 }

@@ -30,8 +30,8 @@ struct State {
     /// When the first of those was.
     failing_since: Option<Instant>,
     last_failure: Option<Instant>,
-    /// The remote is skipped until it is found to answer.
-    open: bool,
+    /// Since when the remote is skipped, until it is found to answer.
+    open: Option<Instant>,
     reason: Option<Arc<str>>,
     paused_until: Option<Instant>,
     /// Overloads in a row.
@@ -56,13 +56,13 @@ impl Health {
         let state = self.state();
         state
             .open
-            .then(|| state.reason.clone().unwrap_or_else(|| "".into()))
+            .map(|_| state.reason.clone().unwrap_or_else(|| "".into()))
     }
 
-    /// Since when it has failed, where it is skipped for that: then somebody watches it, and would know better.
+    /// Since when it is skipped: then somebody watches it, and would know better. That it failed before says little: it may
+    /// have been there in between.
     pub(super) fn away_since(&self) -> Option<Instant> {
-        let state = self.state();
-        state.failing_since.filter(|_| state.open)
+        self.state().open
     }
 
     /// How long it wants to be left alone.
@@ -76,7 +76,7 @@ impl Health {
     /// on: the answer may be to what was asked before.
     pub(super) fn answered(&self, now: Instant) -> bool {
         let mut state = self.state();
-        let was_open = state.open;
+        let was_open = state.open.is_some();
         let paused_until = state.paused_until.filter(|until| *until > now);
         *state = State {
             overloads: if paused_until.is_some() {
@@ -94,7 +94,7 @@ impl Health {
     pub(super) fn failed(&self, now: Instant, reason: &str) -> bool {
         let mut state = self.state();
         let is_old = |last: Instant| now.saturating_duration_since(last) > ROW;
-        if !state.open && state.last_failure.is_some_and(is_old) {
+        if state.open.is_none() && state.last_failure.is_some_and(is_old) {
             state.failures = 0;
             state.failing_since = None;
         }
@@ -102,8 +102,10 @@ impl Health {
         state.failures = state.failures.saturating_add(1);
         state.failing_since.get_or_insert(now);
         state.reason = Some(reason.into());
-        let opens = !state.open && state.failures >= FAILURES;
-        state.open |= opens;
+        let opens = state.open.is_none() && state.failures >= FAILURES;
+        if opens {
+            state.open = Some(now);
+        }
         opens
     }
 
@@ -114,7 +116,7 @@ impl Health {
         state.overloads = state.overloads.saturating_add(1);
         state.failures = 0;
         state.failing_since = None;
-        state.open = false;
+        state.open = None;
         let pause = wants.map_or(doubled.min(MAX_PAUSE), |wants| wants.min(MAX_ASKED));
         let until = now + pause;
         state.paused_until = Some(state.paused_until.map_or(until, |before| before.max(until)));
@@ -124,7 +126,7 @@ impl Health {
         let state = self.state();
         RemoteStatus {
             address: address.to_owned(),
-            away: state.open,
+            away: state.open.is_some(),
             failing_for: state
                 .failing_since
                 .map(|since| now.saturating_duration_since(since).as_secs()),

@@ -1,21 +1,27 @@
 use std::{
     fs, io,
     net::{SocketAddr, ToSocketAddrs},
+    os::fd::AsFd,
     path::{Path, PathBuf},
     pin::Pin,
     str::FromStr,
+    sync::Arc,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use futures::{Stream, StreamExt};
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf},
     net::{TcpStream, UnixListener, UnixStream},
 };
 use tonic::transport::{
     Certificate, Identity, ServerTlsConfig,
     server::{Connected, TcpConnectInfo, TcpIncoming},
 };
+
+/// A connection that is closed here waits this long for its client to close it.
+const LINGER: Duration = Duration::from_secs(5);
 
 /// Why a server does not listen.
 #[derive(Debug, thiserror::Error)]
@@ -126,23 +132,25 @@ impl Listener {
         }
     }
 
-    pub(super) fn incoming(self) -> impl Stream<Item = io::Result<Connection>> {
-        match self.0 {
-            Kind::Tcp(incoming, _) => incoming
-                .map(|stream| stream.map(Connection::Tcp))
-                .left_stream(),
+    pub(super) fn incoming(self, closing: Closing) -> impl Stream<Item = io::Result<Connection>> {
+        let accepted = match self.0 {
+            Kind::Tcp(incoming, _) => incoming.map(|stream| stream.map(Io::Tcp)).left_stream(),
             Kind::Socket(listener, file) => {
                 futures::stream::unfold((listener, file), |(listener, file)| async move {
                     let accepted = listener.accept().await;
                     Some((
-                        accepted.map(|(stream, _)| Connection::Socket(stream)),
+                        accepted.map(|(stream, _)| Io::Socket(stream)),
                         (listener, file),
                     ))
                 })
                 .boxed()
                 .right_stream()
             }
-        }
+        };
+        accepted.map(move |io| {
+            let closing = closing.clone();
+            io.map(|io| Connection { io, closing })
+        })
     }
 }
 
@@ -152,18 +160,66 @@ fn is_left_behind(path: &Path) -> bool {
 }
 
 /// A client's connection.
-pub(super) enum Connection {
+pub(super) struct Connection {
+    io: Io,
+    closing: Closing,
+}
+
+enum Io {
     Tcp(TcpStream),
     Socket(UnixStream),
+}
+
+/// A server's connections that are closed here and perhaps not read to their end by their clients.
+#[derive(Clone, Default)]
+pub(super) struct Closing(Arc<()>);
+
+impl Closing {
+    /// Resolves when all are read, or after a while.
+    pub(super) async fn done(self) {
+        let deadline = tokio::time::Instant::now() + LINGER;
+        while Arc::strong_count(&self.0) > 1 && tokio::time::Instant::now() < deadline {
+            tokio::time::sleep(LINGER / 200).await;
+        }
+    }
+}
+
+impl Drop for Connection {
+    /// A socket that is closed while something of its client's is unread is reset, and what the client has not received is
+    /// lost. HTTP/2 clients go on sending window updates to the last, so the socket is kept and drained until the client
+    /// closes it.
+    fn drop(&mut self) {
+        let Io::Tcp(stream) = &self.io else {
+            return;
+        };
+        let (Ok(runtime), Ok(kept)) = (
+            tokio::runtime::Handle::try_current(),
+            stream.as_fd().try_clone_to_owned(),
+        ) else {
+            return;
+        };
+        let closing = self.closing.clone();
+        runtime.spawn(async move {
+            let Ok(mut kept) = TcpStream::from_std(kept.into()) else {
+                return;
+            };
+            let drained = async {
+                kept.shutdown().await?;
+                tokio::io::copy(&mut kept, &mut tokio::io::sink()).await
+            };
+            let _ = tokio::time::timeout(LINGER, drained).await;
+            drop(closing);
+        });
+    }
 }
 
 impl Connected for Connection {
     type ConnectInfo = TcpConnectInfo;
 
     fn connect_info(&self) -> TcpConnectInfo {
-        match self {
-            Self::Tcp(stream) => stream.connect_info(),
-            Self::Socket(_) => TcpConnectInfo {
+        match &self.io {
+            Io::Tcp(stream) => stream.connect_info(),
+            Io::Socket(_) => TcpConnectInfo {
                 local_addr: None,
                 remote_addr: None,
             },
@@ -177,9 +233,9 @@ impl AsyncRead for Connection {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Tcp(stream) => Pin::new(stream).poll_read(context, buffer),
-            Self::Socket(stream) => Pin::new(stream).poll_read(context, buffer),
+        match &mut self.get_mut().io {
+            Io::Tcp(stream) => Pin::new(stream).poll_read(context, buffer),
+            Io::Socket(stream) => Pin::new(stream).poll_read(context, buffer),
         }
     }
 }
@@ -190,9 +246,9 @@ impl AsyncWrite for Connection {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Tcp(stream) => Pin::new(stream).poll_write(context, bytes),
-            Self::Socket(stream) => Pin::new(stream).poll_write(context, bytes),
+        match &mut self.get_mut().io {
+            Io::Tcp(stream) => Pin::new(stream).poll_write(context, bytes),
+            Io::Socket(stream) => Pin::new(stream).poll_write(context, bytes),
         }
     }
 
@@ -201,30 +257,30 @@ impl AsyncWrite for Connection {
         context: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Tcp(stream) => Pin::new(stream).poll_write_vectored(context, slices),
-            Self::Socket(stream) => Pin::new(stream).poll_write_vectored(context, slices),
+        match &mut self.get_mut().io {
+            Io::Tcp(stream) => Pin::new(stream).poll_write_vectored(context, slices),
+            Io::Socket(stream) => Pin::new(stream).poll_write_vectored(context, slices),
         }
     }
 
     fn is_write_vectored(&self) -> bool {
-        match self {
-            Self::Tcp(stream) => stream.is_write_vectored(),
-            Self::Socket(stream) => stream.is_write_vectored(),
+        match &self.io {
+            Io::Tcp(stream) => stream.is_write_vectored(),
+            Io::Socket(stream) => stream.is_write_vectored(),
         }
     }
 
     fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Tcp(stream) => Pin::new(stream).poll_flush(context),
-            Self::Socket(stream) => Pin::new(stream).poll_flush(context),
+        match &mut self.get_mut().io {
+            Io::Tcp(stream) => Pin::new(stream).poll_flush(context),
+            Io::Socket(stream) => Pin::new(stream).poll_flush(context),
         }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Tcp(stream) => Pin::new(stream).poll_shutdown(context),
-            Self::Socket(stream) => Pin::new(stream).poll_shutdown(context),
+        match &mut self.get_mut().io {
+            Io::Tcp(stream) => Pin::new(stream).poll_shutdown(context),
+            Io::Socket(stream) => Pin::new(stream).poll_shutdown(context),
         }
     }
 }

@@ -26,7 +26,7 @@ use std::{future::Future, sync::Arc, time::Duration};
 use tonic::transport::Server;
 use tonic_health::{ServingStatus, server::health_reporter};
 
-use self::{admission::Admission, gate::Gate};
+use self::{admission::Admission, gate::Gate, listen::Closing};
 pub use self::{
     gate::Token,
     listen::{ListenError, Listener, Tls},
@@ -186,8 +186,11 @@ pub async fn serve(
             .set_service_status("", ServingStatus::NotServing)
             .await;
     };
-    router
-        .serve_with_incoming_shutdown(listener.incoming(), stopping)
-        .await
-        .map_err(|error| setup(&error))
+    let closing = Closing::default();
+    let incoming = listener.incoming(closing.clone());
+    let served = router
+        .serve_with_incoming_shutdown(incoming, stopping)
+        .await;
+    closing.done().await;
+    served.map_err(|error| setup(&error))
 }

@@ -72,6 +72,14 @@ pub(super) fn hand_on<T: Send + 'static>(
     stream: impl Stream<Item = Result<T, Status>> + Send + 'static,
     place: OwnedSemaphorePermit,
 ) -> BoxStream<'static, Result<T, Status>> {
+    hand_on_within(STALLED, stream, place)
+}
+
+fn hand_on_within<T: Send + 'static>(
+    stalled: Duration,
+    stream: impl Stream<Item = Result<T, Status>> + Send + 'static,
+    place: OwnedSemaphorePermit,
+) -> BoxStream<'static, Result<T, Status>> {
     let (sender, receiver) = mpsc::channel(1);
     tokio::spawn(async move {
         let _place = place;
@@ -82,7 +90,7 @@ pub(super) fn hand_on<T: Send + 'static>(
                 () = sender.closed() => return,
             };
             let is_last = !matches!(item, Some(Ok(_)));
-            let sent = tokio::time::timeout(STALLED, sender.send(item)).await;
+            let sent = tokio::time::timeout(stalled, sender.send(item)).await;
             if is_last || !matches!(sent, Ok(Ok(()))) {
                 return;
             }
@@ -104,4 +112,59 @@ pub(super) fn hand_on<T: Send + 'static>(
 pub(super) async fn next<T>(messages: &mut Streaming<T>) -> Result<Option<T>, Status> {
     let message = tokio::time::timeout(STALLED, messages.message()).await;
     message.unwrap_or_else(|_| Err(Status::deadline_exceeded("nothing was sent for too long")))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use tokio::sync::Semaphore;
+
+    use super::*;
+
+    async fn place() -> (Arc<Semaphore>, OwnedSemaphorePermit) {
+        let places = Arc::new(Semaphore::new(1));
+        let place = Arc::clone(&places).acquire_owned().await.unwrap();
+        (places, place)
+    }
+
+    #[tokio::test]
+    async fn a_client_that_takes_nothing_gives_its_place_back() {
+        let (places, place) = place().await;
+        let endless = futures::stream::repeat_with(|| Ok::<_, Status>(1));
+        let mut stream = hand_on_within(Duration::from_millis(20), endless, place);
+        assert_eq!(stream.next().await.unwrap().unwrap(), 1);
+        let _again = places.acquire().await.unwrap();
+        // It is told that this is not all.
+        let mut last = Ok(0);
+        while let Some(item) = stream.next().await {
+            last = item;
+        }
+        assert_eq!(last.unwrap_err().code(), tonic::Code::Aborted);
+    }
+
+    #[tokio::test]
+    async fn what_ends_well_ends_well_and_a_client_that_goes_ends_it() {
+        let (places, place) = place().await;
+        let three = futures::stream::iter([Ok::<_, Status>(1), Ok(2), Ok(3)]);
+        let all: Vec<_> = hand_on_within(STALLED, three, place).collect().await;
+        assert!(all.len() == 3 && all.iter().all(Result::is_ok));
+        let place = places.clone().acquire_owned().await.unwrap();
+        let never = futures::stream::pending::<Result<u32, Status>>();
+        drop(hand_on_within(STALLED, never, place));
+        let _again = places.acquire().await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_client_is_told_what_is_still_to_come() {
+        let wait = Duration::from_millis(20);
+        let never = std::future::pending::<Result<u32, CacheError>>();
+        let status = bring(wait, never).await.unwrap_err();
+        assert_eq!(status.code(), tonic::Code::Unavailable);
+        assert_eq!(
+            status.metadata().get(crate::remote::UPSTREAM).unwrap(),
+            PENDING
+        );
+        assert_eq!(bring(wait, std::future::ready(Ok(7))).await.unwrap(), 7);
+    }
 }

@@ -165,3 +165,27 @@ fn a_store_path_is_a_root_for_other_commands() {
     assert_eq!(scratch.ok(args), "bin\n");
     hub.stop();
 }
+
+/// A daemon that says something else of a path: the next is asked, and it does not stay.
+#[test]
+fn a_wrong_path_info_does_not_stay() {
+    let scratch = Scratch::new();
+    let wrong = Plain::start("tvix");
+    let other = HELLO.replace("hello-2.12", "goodbye-1.0");
+    let node = wrong.tree([("wrong", wrong.blob(b"wrong".to_vec()))]);
+    wrong.store_path(&path(&other), &node, &[]);
+    // Under the hash of the one, that of the other.
+    let right = daemon("tvix", &scratch.mnt());
+    assert!(
+        scratch
+            .fails(["ls", "--remote", &wrong.address(), HELLO])
+            .contains(HELLO)
+    );
+    let both = format!("{},{}", wrong.address(), right.address());
+    assert_eq!(scratch.ok(["ls", "--remote", &both, HELLO]), "bin\n");
+    scratch.ok(["fetch", "--remote", &right.address(), HELLO]);
+    assert_eq!(
+        scratch.ok(["ls", "--offline", "--remote", &right.address(), HELLO]),
+        "bin\n"
+    );
+}

@@ -549,3 +549,94 @@ fn help_and_wrong_words() {
     crate::support::signal(&child, libc::SIGINT);
     assert!(wait(&mut child, Duration::from_secs(20)).unwrap().success());
 }
+
+/// As tvix and snix read: the chunk list first, then each chunk, and nobody says a size.
+#[test]
+fn a_client_that_knows_no_sizes() {
+    let scratch = Scratch::new();
+    imported(&scratch);
+    let hub = Hub::start(&scratch, "hub", &scratch.remote(), [""; 0]);
+    let content = tree::noise(3, 5_000_001);
+    runtime().block_on(async {
+        let channel = channel(&hub).await;
+        let policy = castore::remote::Policy::default();
+        let remote = castore::remote::open(&hub.address, &policy)
+            .unwrap()
+            .remove(0);
+        let manifest = remote
+            .manifest(Digest::of(&content))
+            .await
+            .unwrap()
+            .unwrap();
+        let mut joined = Vec::new();
+        for chunk in manifest.chunks() {
+            joined.extend(read(&channel, chunk.digest, |_| ()).await.unwrap());
+        }
+        assert!(joined == content);
+        assert!(read(&channel, Digest::of(&content), |_| ()).await.unwrap() == content);
+        assert!(
+            read(&channel, Digest::of(b"Hello World"), |_| ())
+                .await
+                .unwrap()
+                == b"Hello World"
+        );
+        let missing = read(&channel, Digest::of(b"nobody has this"), |_| ()).await;
+        assert_eq!(missing.unwrap_err().code(), Code::NotFound);
+    });
+    hub.stop();
+}
+
+/// A hub whose own remotes are away is well: what it has is read through it, and all else fails soon.
+#[test]
+fn a_hub_whose_upstream_is_away() {
+    let scratch = Scratch::new();
+    let root = imported(&scratch);
+    let origin = Hub::start(&scratch, "origin", &scratch.remote(), [""; 0]);
+    let hub = Hub::start(&scratch, "hub", &origin.address, ["--timeout", "2s"]);
+    let through = |cache: &str, path: &str| {
+        let cache = scratch.path(cache);
+        let path = format!("{root}/{path}");
+        let args = [
+            "cat",
+            "--timeout",
+            "6s",
+            "--remote",
+            &hub.address,
+            "--cache-dir",
+            cache.to_str().unwrap(),
+            &path,
+        ];
+        scratch.run(args)
+    };
+    assert!(through("a", "large").status.success());
+    origin.stop();
+    runtime().block_on(async {
+        let policy = castore::remote::Policy {
+            timeout: Duration::from_secs(6),
+            ..castore::remote::Policy::default()
+        };
+        let remotes = castore::remote::open(&hub.address, &policy).unwrap();
+        let chain = castore::remote::Chain::of_groups(vec![remotes], policy);
+        let urgency = castore::remote::Urgency::reader();
+        // More than it takes to open a breaker.
+        for seed in 0..6 {
+            let digest = Digest::of(&tree::noise(seed, 77));
+            let error = chain.chunk(digest, Some(77), &urgency).await.unwrap_err();
+            assert!(error.is_transient(), "{error}");
+        }
+        assert!(
+            chain.status().iter().all(|remote| !remote.away),
+            "{:?}",
+            chain.status()
+        );
+        let manifest = chain
+            .manifest(Digest::of(&tree::noise(3, 5_000_001)), None, |_| false)
+            .await;
+        assert!(manifest.unwrap().unwrap().chunks().len() > 1);
+    });
+    // Another client, with nothing cached, gets what the hub has.
+    assert!(through("b", "large").status.success());
+    let not_there = through("b", "chunk");
+    assert_eq!(not_there.status.code(), Some(1));
+    hub.stop();
+}

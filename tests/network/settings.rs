@@ -216,3 +216,52 @@ fn a_preset_is_mounted() {
             .contains("it has p")
     );
 }
+
+#[test]
+fn no_message_shows_an_address_with_its_secrets() {
+    let scratch = Scratch::new();
+    scratch.ok([
+        "import",
+        "--name",
+        "n",
+        scratch.path("home").to_str().unwrap(),
+    ]);
+    let port = std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port();
+    let s3 = format!(
+        "objectstore+s3://b/p?secret_access_key=hush&access_key_id=hush-too&endpoint=http://127.0.0.1:{port}"
+    );
+    let web = format!("objectstore+http://me:hush@127.0.0.1:{port}/x");
+    let grpc = format!("grpc+http://me:hush@127.0.0.1:{port}");
+    for remote in [&s3, &web, &grpc] {
+        for args in [
+            &["roots", "--remove", "x"][..],
+            &["roots"],
+            &["ls", "x"],
+            &["cat", "x/y"],
+            &["fetch", "x"],
+            &["verify", "x"],
+            &["status"],
+        ] {
+            let out = scratch.run([args, &["--timeout", "500ms", "--remote", remote]].concat());
+            let said = [out.stdout, out.stderr].concat();
+            let said = String::from_utf8_lossy(&said);
+            assert!(!said.contains("hush"), "{args:?}: {said}");
+        }
+        let out = scratch.run([
+            "copy",
+            "n",
+            "--timeout",
+            "500ms",
+            "--from",
+            &scratch.remote(),
+            "--to",
+            remote,
+        ]);
+        let said = [out.stdout, out.stderr].concat();
+        assert!(!String::from_utf8_lossy(&said).contains("hush"));
+    }
+}

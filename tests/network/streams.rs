@@ -99,6 +99,11 @@ fn what_was_trusted_and_wrong_is_dropped() {
     // A reader may see the wrong byte, or the error; then the error, also for what the kernel had kept.
     let _ = file.read_at(&mut last, at);
     support::eventually("an error", || file.read_at(&mut last, at).is_err());
+    // As long as it is wrong there: what was wrong once is not trusted again.
+    for _ in 0..5 {
+        assert!(fs::read(mount.at("large")).is_err());
+    }
+    support::eventually("an error", || file.read_at(&mut last, at).is_err());
     support::eventually("an error", || {
         file.read_at(&mut last, 0).is_err() || plain.state.reads.load(Ordering::SeqCst) > 1
     });
@@ -140,4 +145,63 @@ fn a_hub_cuts_for_itself_and_tells_nobody() {
         assert!(bytes.await.unwrap().unwrap() == content);
     });
     hub.stop();
+}
+
+/// A part that was served was wrong, and the stream broke off; the second one is right. What the kernel keeps must be it.
+#[test]
+#[ignore = "needs /dev/fuse"]
+fn a_part_that_comes_in_two_ways() {
+    let scratch = Scratch::new();
+    let (plain, content, root) = served();
+    plain
+        .state
+        .lies_before_it_breaks
+        .store(true, Ordering::SeqCst);
+    plain.state.break_after.store(3_000_000, Ordering::SeqCst);
+    plain.state.slow.store(10, Ordering::SeqCst);
+    let mount = scratch.mount(["--trust", "stream", "--remote", &plain.address(), &root]);
+    let file = fs::File::open(mount.at("large")).unwrap();
+    let mut first = [0; 4096];
+    // Wrong, or not: that is what trust means.
+    let _ = file.read_at(&mut first, 0);
+    support::eventually("the second stream", || {
+        plain.state.reads.load(Ordering::SeqCst) > 1
+            && fs::read(mount.at("large")).is_ok_and(|bytes| bytes[4096..] == content[4096..])
+    });
+    support::eventually("the right bytes", || {
+        fs::read(mount.at("large")).is_ok_and(|bytes| bytes == content)
+    });
+    file.read_exact_at(&mut first, 0).unwrap();
+    assert!(first[..] == content[..4096]);
+    mount.stop();
+}
+
+/// Who makes up a size must not take the memory for it.
+#[test]
+fn a_size_that_was_made_up() {
+    let scratch = Scratch::new();
+    let plain = Plain::start("snix");
+    let Node::File { digest, .. } = plain.blob(b"short".to_vec()) else {
+        panic!("not a file");
+    };
+    for size in [1 << 62, u64::MAX, 1 << 39] {
+        let lie = Node::File {
+            digest,
+            size,
+            executable: false,
+        };
+        let Node::Directory { digest: root, .. } = plain.tree([("f", lie)]) else {
+            panic!("not a directory");
+        };
+        let path = format!("{root}/f");
+        let said = scratch.fails([
+            "cat",
+            "--timeout",
+            "2s",
+            "--remote",
+            &plain.address(),
+            &path,
+        ]);
+        assert!(said.contains("bytes"), "{said}");
+    }
 }

@@ -257,3 +257,36 @@ fn a_herd_is_fetched_once() {
     hub.stop();
     origin.stop();
 }
+
+/// A source whose manifest names chunks that make up something else.
+#[test]
+fn a_copy_verifies_what_it_copies() {
+    let scratch = Scratch::new();
+    let source = scratch.path("source");
+    fs::create_dir(&source).unwrap();
+    tree::file(&source, "f", &tree::noise(1, 2_000_000), false);
+    tree::file(&source, "g", &tree::noise(2, 2_000_000), false);
+    let root = scratch.import(&source);
+    let manifest = |seed| {
+        let hex = castore::model::Digest::of(&tree::noise(seed, 2_000_000)).to_hex();
+        scratch.path(&format!("store/blobs/b3/{}/{hex}", &hex[..4]))
+    };
+    fs::copy(manifest(2), manifest(1)).unwrap();
+    let target = format!("objectstore+file://{}", scratch.path("target").display());
+    for _ in 0..2 {
+        let said = scratch.fails(["copy", &root, "--from", &scratch.remote(), "--to", &target]);
+        assert!(said.contains("other bytes than its digest says"), "{said}");
+    }
+    assert!(!scratch.path("target/dirs").exists());
+    let hub = Hub::start(&scratch, "hub", &target, ["--writable"]);
+    let said = scratch.fails([
+        "copy",
+        &root,
+        "--from",
+        &scratch.remote(),
+        "--to",
+        &hub.address,
+    ]);
+    assert!(said.contains("make up the blob"), "{said}");
+    hub.stop();
+}

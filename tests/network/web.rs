@@ -30,6 +30,8 @@ enum Answer {
     Half,
     /// Other bytes, as many.
     Other,
+    /// An error whose body has no end.
+    Endless,
 }
 
 /// A web server over a directory that follows a script. It ends when this is dropped.
@@ -145,6 +147,12 @@ fn serve(
             let other = vec![7; object.len()];
             head(200, "", other.len()).and_then(|()| (&*stream).write_all(&other))
         }
+        (Some(Answer::Endless), _) => head(500, "", usize::MAX >> 1).and_then(|()| {
+            let more = vec![b'x'; 1 << 16];
+            loop {
+                (&*stream).write_all(&more)?;
+            }
+        }),
         (None, Ok(object)) => {
             head(200, "", object.len()).and_then(|()| (&*stream).write_all(&object))
         }
@@ -270,4 +278,51 @@ fn a_wrong_one_comes_from_the_next() {
         assert!(bytes.unwrap() == content);
     });
     assert_eq!(web.asked(), 2, "once, and once more");
+}
+
+#[test]
+fn an_error_without_an_end_has_one() {
+    let scratch = Scratch::new();
+    let (web, digest, content) = served(&scratch);
+    web.script(&[Answer::Endless]);
+    let started = Instant::now();
+    block_on(async {
+        let chain = web.chain(Duration::from_secs(60));
+        let bytes = chain.chunk(digest, Some(60_000), &Urgency::reader()).await;
+        assert!(bytes.unwrap() == content);
+    });
+    assert!(
+        started.elapsed() < Duration::from_secs(20),
+        "it was read on and on"
+    );
+}
+
+/// A failure of long ago does not count when the remote is away for a moment.
+#[test]
+fn a_short_restart_after_an_old_failure() {
+    let scratch = Scratch::new();
+    let (web, digest, content) = served(&scratch);
+    let proxy = crate::support::proxy::Proxy::start(web.port);
+    let policy = Policy {
+        timeout: Duration::from_secs(3),
+        ..Policy::default()
+    };
+    let address = format!("objectstore+http://127.0.0.1:{}", proxy.port());
+    block_on(async {
+        let remotes = remote::open(&address, &policy).unwrap();
+        let chain = Chain::of_groups(vec![remotes], policy);
+        proxy.close();
+        let name = castore::model::Name::new("n").unwrap();
+        assert!(chain.root(&name, remote::Patience::Once).await.is_err());
+        proxy.open();
+        tokio::time::sleep(Duration::from_secs(4)).await;
+        proxy.close();
+        let again = tokio::spawn({
+            let chain = chain.clone();
+            async move { chain.chunk(digest, Some(60_000), &Urgency::reader()).await }
+        });
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        proxy.open();
+        assert!(again.await.unwrap().unwrap() == content);
+    });
 }

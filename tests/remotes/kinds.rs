@@ -66,6 +66,8 @@ pub struct Fixture {
     pub link: Option<(Upstream, Via)>,
     /// Whether it can list names.
     pub lists: bool,
+    /// How long its server may show what was there before.
+    pub lag: Duration,
     /// Ends with this.
     _keep: Box<dyn Any + Send + Sync>,
 }
@@ -114,6 +116,7 @@ fn memory() -> Fixture {
         write: Box::new(str::to_owned),
         link: None,
         lists: true,
+        lag: Duration::ZERO,
         _keep: Box::new(()),
     }
 }
@@ -132,6 +135,7 @@ fn file() -> Fixture {
         write: in_directory(&store),
         link: None,
         lists: true,
+        lag: Duration::ZERO,
         _keep: Box::new(scratch),
     }
 }
@@ -161,6 +165,7 @@ fn grpc(query: &'static str) -> Fixture {
             Box::new(move |port, _| format!("grpc+http://127.0.0.1:{port}{query}")),
         )),
         lists: true,
+        lag: Duration::ZERO,
         _keep: Box::new((hub, scratch)),
     }
 }
@@ -197,6 +202,7 @@ fn grpc_unix() -> Fixture {
         write: Box::new(move |_| write.clone()),
         link: None,
         lists: true,
+        lag: Duration::ZERO,
         _keep: Box::new((hub, scratch, dir)),
     }
 }
@@ -258,6 +264,7 @@ fn grpc_tls() -> Fixture {
             Box::new(move |port, _| format!("grpc+https://127.0.0.1:{port}{query}")),
         )),
         lists: true,
+        lag: Duration::ZERO,
         _keep: Box::new((hub, scratch)),
     }
 }
@@ -280,6 +287,7 @@ fn s3(server: Server) -> Fixture {
             Box::new(move |port, place| via.address_via(port, place)),
         )),
         lists: true,
+        lag: Duration::ZERO,
         _keep: Box::new(server),
     }
 }
@@ -301,6 +309,7 @@ fn web(start: fn(&Path) -> Result<Server, Missing>, lists: bool) -> Result<Fixtu
             Box::new(move |port, place| via.address_via(port, place)),
         )),
         lists,
+        lag: Duration::from_secs(2),
         _keep: Box::new((server, scratch)),
     })
 }

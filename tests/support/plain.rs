@@ -48,6 +48,8 @@ pub struct State {
     pub break_after: AtomicU64,
     /// The last byte of each read is another one.
     pub lies: AtomicBool,
+    /// The first byte of the next read that breaks off is another one.
+    pub lies_before_it_breaks: AtomicBool,
     /// Milliseconds before each piece of a blob.
     pub slow: AtomicU64,
     pub reads: AtomicUsize,
@@ -221,6 +223,11 @@ impl BlobService for Service {
         let is_broken = broken > 0;
         if is_broken {
             bytes.truncate(broken);
+            if self.0.lies_before_it_breaks.swap(false, Ordering::SeqCst) {
+                let mut wrong = bytes.to_vec();
+                wrong[0] ^= 1;
+                bytes = wrong.into();
+            }
         }
         let slow = Duration::from_millis(self.0.slow.load(Ordering::SeqCst));
         // Pieces of an odd size, and an empty one.
