@@ -1,6 +1,11 @@
 //! What every remote does.
 
-use std::{collections::BTreeSet, path::Path, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeSet,
+    path::Path,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use castore::{
@@ -261,6 +266,11 @@ fn names_come_and_go(fixture: &Fixture, place: &str) {
         for name in &names {
             assert!(publish.remove_root(name).await.unwrap(), "{name:?}");
             assert!(!publish.remove_root(name).await.unwrap(), "{name:?}");
+            let until = Instant::now() + fixture.lag;
+            while remote.root(name).await.is_ok() {
+                assert!(Instant::now() < until, "{name:?} is still there");
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
             assert!(remote.root(name).await.unwrap_err().is_not_found());
         }
         assert!(
