@@ -9,7 +9,7 @@
 //! - `writer`: the one thread that writes; `upkeep` is what it does besides; `placing` finds places for chunks, `space` makes room, `rows` is all else
 //! - `blob`: a blob's manifest and where its chunks lie
 //! - `flights`: one task per missing object, whatever the number of its waiters
-//! - `fetch`, `closure`: bringing and verifying what is missing
+//! - `fetch`, `closure`: bringing and verifying what is missing; `elsewhere`: chunks that are not where a manifest says
 //! - `complete`: what is here of a tree, and bringing the rest
 //! - `names`: what changes, and is remembered
 //! - `stream_in`, `arriving`: blobs that their remote does not cut, served after their end or as they come
@@ -25,6 +25,7 @@ mod closure;
 mod complete;
 mod config;
 mod data_file;
+mod elsewhere;
 mod error;
 mod fetch;
 mod flights;

@@ -5,14 +5,15 @@
 //! - [`ObjectStoreRemote`]: the object store layout that tvix and snix share (`layout`), in a directory or a cloud
 //!   (`cloud`)
 //! - [`GrpcRemote`]: the gRPC protocol that tvix and snix share (`grpc`)
-//! - [`Chain`]: several remotes in order of preference, with deadlines, retries ([`Policy`]), a circuit breaker
-//!   (`health`) and what closes it again (`probe`)
+//! - [`Chain`]: several remotes in order of preference; `ask` has deadlines and retries ([`Policy`]), `health` the circuit
+//!   breaker, and `probe` what closes it again
 //! - `steady`: writing with retries
 //! - [`open`], [`open_for_writing`]: a remote from its [`Address`]
 //!
 //! A remote is not trusted. What it sends is bounded in size here and verified against its digest by the cache.
 
 mod address;
+mod ask;
 mod chain;
 mod cloud;
 mod error;

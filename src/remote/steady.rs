@@ -5,7 +5,7 @@ use bytes::Bytes;
 
 use super::{
     Closure, Fault, Object, Outage, PathInfo, Pieces, Policy, Publish, PutWhole, Remote,
-    RemoteError, Urgency, chain::delays, health::MAX_ASKED,
+    RemoteError, Urgency, ask::delays, health::MAX_ASKED,
 };
 use crate::model::{Digest, Manifest, Name, Node, OutputHash};
 
