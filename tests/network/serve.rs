@@ -640,3 +640,37 @@ fn a_hub_whose_upstream_is_away() {
     assert_eq!(not_there.status.code(), Some(1));
     hub.stop();
 }
+
+#[test]
+#[ignore = "needs /dev/fuse"]
+fn a_mount_tells_how_it_is() {
+    let scratch = Scratch::new();
+    let root = imported(&scratch);
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = free.local_addr().unwrap().to_string();
+    drop(free);
+    let mount = scratch.mount(["--metrics", &address, &root]);
+    assert!(fs::read(mount.at("large")).unwrap() == tree::noise(3, 5_000_001));
+    let metrics = http_get(&address, "/metrics");
+    let value = |name: &str| -> u64 {
+        let line = metrics
+            .lines()
+            .find(|line| line.starts_with(&format!("castore_{name} ")));
+        line.unwrap().rsplit(' ').next().unwrap().parse().unwrap()
+    };
+    assert!(value("fetched_bytes_total") >= 5_000_001, "{metrics}");
+    assert!(value("mount_inodes") > 1);
+    assert_eq!(value("mount_errors"), 0);
+    assert!(metrics.contains("castore_remote_away{remote=\"objectstore+file://"));
+    assert!(metrics.ends_with("# EOF\n"), "{metrics}");
+    assert!(http_get(&address, "/healthz").contains("200 OK"));
+    assert!(http_get(&address, "/nothing").contains("404"));
+    mount.stop();
+    assert!(TcpStream::connect(&address).is_err());
+    // An address that is taken is told, and nothing is mounted.
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let mnt = scratch.mnt();
+    let said = scratch.fails(["mount", "--metrics", &address, &root, mnt.to_str().unwrap()]);
+    assert!(said.contains(&address) && said.contains("in use"), "{said}");
+}
