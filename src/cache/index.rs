@@ -428,10 +428,17 @@ pub(super) fn name(
     Ok(bytes.and_then(node_from).map(|(_, node)| node))
 }
 
-pub(super) fn names(connection: &Connection, remote: &str) -> rusqlite::Result<Vec<(Name, Node)>> {
+/// As [`name`], of all names.
+pub(super) fn names(
+    connection: &Connection,
+    remote: &str,
+    anywhere: bool,
+) -> rusqlite::Result<Vec<(Name, Node)>> {
     connection
-        .prepare_cached("SELECT node FROM names WHERE remote = ? ORDER BY name")?
-        .query_map([remote], |row| row.get(0))?
+        .prepare_cached(
+            "SELECT node, MAX(remote = ?1) FROM names WHERE remote = ?1 OR ?2 GROUP BY name ORDER BY name",
+        )?
+        .query_map(params![remote, anywhere], |row| row.get(0))?
         .filter_map(|bytes| bytes.map(node_from).transpose())
         .collect()
 }
@@ -651,7 +658,11 @@ mod tests {
             let got = index.read(|connection| super::manifest(connection, blob));
             assert_eq!(got.unwrap(), right.then(|| (manifest.clone(), true)));
         }
-        let names_at = |remote: &str| index.read(|connection| names(connection, remote)).unwrap();
+        let names_at = |remote: &str| {
+            index
+                .read(|connection| names(connection, remote, false))
+                .unwrap()
+        };
         assert_eq!(names_at("here"), [(name_a, node)]);
         assert_eq!(names_at("elsewhere"), []);
         let quota = index.read(|connection| meta(connection, "quota"));

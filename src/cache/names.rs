@@ -1,4 +1,4 @@
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use super::{Cache, CacheError, index, store::Command};
 use crate::{
@@ -55,8 +55,10 @@ impl Cache {
     /// # Errors
     /// When no remote answers and no name is known.
     pub async fn roots(self: &Arc<Self>) -> Result<Vec<(Name, Node)>, CacheError> {
+        let (remote, offline) = (self.remote_name(), self.remote.is_offline());
+        let known = self.query(move |connection| index::names(connection, &remote, offline));
         match self.remote.roots().await {
-            Ok(roots) => {
+            Ok((roots, complete)) => {
                 for (name, node) in &roots {
                     self.send(Command::Name(
                         self.remote_name(),
@@ -64,17 +66,22 @@ impl Cache {
                         node.clone(),
                     ));
                 }
-                Ok(roots)
+                if complete {
+                    return Ok(roots);
+                }
+                // Those of a remote that is away are what it said last.
+                let mut all: BTreeMap<_, _> = known.await?.into_iter().collect();
+                all.extend(roots);
+                Ok(all.into_iter().collect())
             }
             Err(error) => {
-                let remote = self.remote_name();
-                let known = self
-                    .query(move |connection| index::names(connection, &remote))
-                    .await?;
-                if known.is_empty() {
+                let known = known.await?;
+                if known.is_empty() && !offline {
                     return Err(error.into());
                 }
-                tracing::info!(%error, "the names are taken from the cache");
+                if !offline {
+                    tracing::info!(%error, "the names are taken from the cache");
+                }
                 Ok(known)
             }
         }

@@ -27,17 +27,17 @@ pub(super) struct WaitArgs {
     )]
     pub(super) outage: Outage,
 
-    /// Ask the next remote too when one has not answered after this time, such as 200ms [default: off]
-    #[arg(long, env = "CASTORE_HEDGE", value_name = "TIME", value_parser = parse_duration)]
+    /// Ask the next remote too when one has not answered after this time, such as 200ms, or off [default: off]
+    #[arg(long, env = "CASTORE_HEDGE", value_name = "TIME", value_parser = hedge)]
     pub(super) hedge: Option<Duration>,
 }
 
 impl WaitArgs {
-    pub(super) const fn policy(&self) -> Policy {
+    pub(super) fn policy(&self) -> Policy {
         Policy {
             timeout: self.timeout,
             outage: self.outage,
-            hedge: self.hedge,
+            hedge: self.hedge.filter(|delay| !delay.is_zero()),
         }
     }
 }
@@ -52,12 +52,7 @@ pub(super) struct RemoteArgs {
     /// and grpc+unix:///path are servers of castore, tvix or snix. A name is a remote of castore.toml. The default is the
     /// user's own store, to which `castore import` writes ($XDG_DATA_HOME/castore/store, or /var/lib/castore/store for
     /// root).
-    #[arg(
-        long,
-        env = "CASTORE_REMOTE",
-        value_name = "URL",
-        value_delimiter = ','
-    )]
+    #[arg(long, env = "CASTORE_REMOTE", value_name = "URL[,URL…]")]
     pub(super) remote: Vec<String>,
 
     #[command(flatten)]
@@ -66,6 +61,14 @@ pub(super) struct RemoteArgs {
     /// Never use the network: what is cached is served, all else fails at once
     #[arg(long, env = "CASTORE_OFFLINE")]
     pub(super) offline: bool,
+}
+
+/// Zero is off.
+fn hedge(text: &str) -> Result<Duration, String> {
+    match text {
+        "off" => Ok(Duration::ZERO),
+        text => parse_duration(text).map_err(|error| error.to_string()),
+    }
 }
 
 fn timeout(text: &str) -> Result<Duration, String> {
@@ -77,20 +80,11 @@ fn timeout(text: &str) -> Result<Duration, String> {
 }
 
 impl RemoteArgs {
-    /// One remote, and defaults for all else.
-    pub(super) fn of(address: String) -> Self {
-        let Policy {
-            timeout,
-            outage,
-            hedge,
-        } = Policy::default();
+    /// One remote.
+    pub(super) fn of(address: String, wait: WaitArgs) -> Self {
         Self {
             remote: vec![address],
-            wait: WaitArgs {
-                timeout,
-                outage,
-                hedge,
-            },
+            wait,
             offline: false,
         }
     }
@@ -104,7 +98,7 @@ impl RemoteArgs {
         shown.collect()
     }
 
-    pub(super) const fn policy(&self) -> Policy {
+    pub(super) fn policy(&self) -> Policy {
         self.wait.policy()
     }
 
@@ -113,7 +107,9 @@ impl RemoteArgs {
         if self.remote.is_empty() {
             return Ok(vec![paths::address(&paths::default_store())?]);
         }
-        Ok(self.remote.clone())
+        // One on each line, as `config` leaves them.
+        let addresses = self.remote.iter().flat_map(|remote| remote.lines());
+        Ok(addresses.map(str::to_owned).collect())
     }
 }
 
@@ -123,6 +119,9 @@ pub(super) struct StoreArgs {
     /// Store to write to [default: the user's own store]
     #[arg(long, env = "CASTORE_REMOTE", value_name = "URL")]
     pub(super) remote: Option<String>,
+
+    #[command(flatten)]
+    pub(super) wait: WaitArgs,
 }
 
 impl StoreArgs {

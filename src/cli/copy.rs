@@ -36,7 +36,7 @@ pub(super) struct Args {
     all: bool,
 
     /// Store to copy from; can be given several times, in order of preference [default: the user's own store]
-    #[arg(long, env = "CASTORE_FROM", value_name = "URL", value_delimiter = ',')]
+    #[arg(long, env = "CASTORE_FROM", value_name = "URL[,URL…]")]
     from: Vec<String>,
 
     /// Store to copy to [default: the user's own store]
@@ -73,7 +73,14 @@ async fn copy(args: &Args, root: Option<RootRef>) -> anyhow::Result<()> {
     let to = remote::open_for_writing(&to, &args.wait.policy())?;
     let roots = match &root {
         None => {
-            let roots = from.roots().await?.into_iter();
+            let roots = from.roots().await?.0;
+            if roots.is_empty() {
+                bail!(
+                    "{} tells no names, so there is nothing to copy; a plain web server cannot list them: name the trees",
+                    from.address()
+                );
+            }
+            let roots = roots.into_iter();
             roots.map(|(name, node)| (Some(name), node)).collect()
         }
         Some(root) => vec![resolve(&from, root).await?],

@@ -8,6 +8,10 @@ use std::{
 };
 
 use anyhow::{Context, bail};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec},
+    fs::FileType,
+};
 
 /// Set for the process that goes to the background.
 const VARIABLE: &str = "CASTORE_BACKGROUND_PROCESS";
@@ -52,6 +56,33 @@ pub(super) fn is_background() -> bool {
     }
     let _ = rustix::process::setsid();
     true
+}
+
+/// Ends this process when whoever waits for it goes away before the mount answers: an interrupted `castore mount` leaves
+/// nothing that still tries.
+pub(super) fn end_with_parent() {
+    std::thread::spawn(|| {
+        let stdout = rustix::stdio::stdout();
+        // Until [`tell_ready`] puts something else there.
+        let is_pipe = || {
+            let stat = rustix::fs::fstat(stdout);
+            stat.is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Fifo)
+        };
+        while is_pipe() {
+            // A pipe that nobody reads is an error, which is told unasked. For a moment only: while this waits, the pipe is
+            // not closed, and the parent waits for that.
+            let mut pipe = [PollFd::new(&stdout, PollFlags::empty())];
+            let step = Timespec {
+                tv_sec: 0,
+                tv_nsec: 20_000_000,
+            };
+            let gone = rustix::event::poll(&mut pipe, Some(&step)).is_ok_and(|count| count > 0);
+            if gone && is_pipe() {
+                tracing::info!("whoever wanted this mount is gone");
+                std::process::exit(1);
+            }
+        }
+    });
 }
 
 /// Tells the parent that all is well, and lets go of what it handed over: an inherited pipe would hang `$(castore

@@ -9,7 +9,15 @@ const IGNORED: [&str; 22] = [
     "async", "sync",
 ];
 /// Our options, as `--name value` or, without a value, as `--name`.
-const WITH_VALUE: [&str; 9] = [
+const WITH_VALUE: [&str; 17] = [
+    "outage",
+    "timeout",
+    "hedge",
+    "names-ttl",
+    "metrics",
+    "trust",
+    "preset",
+    "config",
     "cache-dir",
     "cache-size",
     "min-free",
@@ -20,7 +28,7 @@ const WITH_VALUE: [&str; 9] = [
     "threads",
     "io-mode",
 ];
-const WITHOUT_VALUE: [&str; 2] = ["all", "allow-other"];
+const WITHOUT_VALUE: [&str; 2] = ["allow-other", "offline"];
 
 /// Called as `mount.castore`, as `mount -t castore` does, the arguments are `SOURCE MOUNTPOINT [-sfnv] [-o OPTIONS]`;
 /// they become those of `castore mount`. `None` when called by another name.
@@ -32,7 +40,8 @@ pub(super) fn arguments(arguments: &[OsString]) -> Option<anyhow::Result<Vec<OsS
 fn translate(arguments: &[OsString]) -> anyhow::Result<Vec<OsString>> {
     let mut positions = Vec::new();
     let mut options: Vec<OsString> = Vec::new();
-    let mut all = false;
+    // Then the source is only what the mount table shows. A preset may have a root of its own.
+    let mut shows_all = false;
     let mut rest = arguments.iter();
     while let Some(argument) = rest.next() {
         let text = argument.to_string_lossy();
@@ -55,8 +64,9 @@ fn translate(arguments: &[OsString]) -> anyhow::Result<Vec<OsString>> {
                 None => (option, None),
             };
             let ours = name.replace('_', "-");
-            if ours == "all" {
-                all = true;
+            if ours == "all" || ours == "nix" {
+                shows_all = true;
+                options.push(format!("--{ours}").into());
             } else if ours == "owner" && value.is_some() || WITH_VALUE.contains(&&*ours) {
                 let Some(value) = value else {
                     bail!("the mount option {name} needs a value: {name}=…");
@@ -79,9 +89,7 @@ fn translate(arguments: &[OsString]) -> anyhow::Result<Vec<OsString>> {
     };
     let mut translated = vec![OsString::from("castore"), OsString::from("mount")];
     translated.append(&mut options);
-    if all {
-        translated.push("--all".into());
-    } else {
+    if !shows_all {
         translated.push(source.clone());
     }
     translated.push(mountpoint.clone());
@@ -115,7 +123,7 @@ mod tests {
         );
         assert_eq!(
             translated("mount.castore none /mnt -oall,allow_other,owner=1:2"),
-            Ok("castore mount --allow-other --owner=1:2 --all /mnt".to_owned())
+            Ok("castore mount --all --allow-other --owner=1:2 /mnt".to_owned())
         );
         assert!(
             translated("mount.castore tools /mnt -o colour=red")

@@ -12,7 +12,7 @@ use super::{
 use crate::{
     import::{self, Imported, Options, Progress},
     model::{Name, Node, SizeRule},
-    remote::{self, Policy},
+    remote,
 };
 
 /// Put a tree into a store
@@ -79,7 +79,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
 
 async fn import(args: Args, name: Option<Name>) -> anyhow::Result<()> {
     let address = args.store.address()?;
-    let publish = remote::open_for_writing(&address, &Policy::default())?;
+    let publish = remote::open_for_writing(&address, &args.store.wait.policy())?;
     let options = Options {
         skip_special: args.skip_special,
         size_rule: match args.compat.as_deref() {
@@ -137,7 +137,7 @@ async fn import(args: Args, name: Option<Name>) -> anyhow::Result<()> {
 
 /// Brings the tree's directories and its name into the cache that was given, so that a mount finds them there.
 async fn warm(args: &Args, address: &str, root: &Node, name: Option<&Name>) -> anyhow::Result<()> {
-    let remotes = RemoteArgs::of(address.to_owned());
+    let remotes = RemoteArgs::of(address.to_owned(), args.store.wait.clone());
     let cache = open::cache(&args.cache, &remotes)?;
     if let Node::Directory { digest, .. } = root {
         let mut left = vec![*digest];

@@ -175,6 +175,7 @@ pub(super) fn run(mut args: Args) -> anyhow::Result<()> {
         request(&args)?;
         return daemon::start();
     }
+    daemon::end_with_parent();
     let result = background(&mut args);
     if let Err(error) = &result {
         tracing::error!("{error:#}");
@@ -305,6 +306,7 @@ async fn serve(
         xattr: args.xattr,
         owner: (args.owner.0, args.owner.1),
         daemon: std::process::id().to_string(),
+        cache_dir: std::path::absolute(cache.dir())?.display().to_string(),
     };
     let mount_options = MountOptions {
         mountpoint: mountpoint.path.clone(),

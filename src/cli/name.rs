@@ -1,4 +1,4 @@
-use anyhow::bail;
+use anyhow::{Context, bail};
 
 use super::{
     args::{CacheArgs, RemoteArgs, StoreArgs},
@@ -6,7 +6,7 @@ use super::{
 };
 use crate::{
     model::{Name, Node, RootRef},
-    remote::{self, Policy},
+    remote,
 };
 
 /// Let a name stand for a tree
@@ -32,12 +32,12 @@ pub(super) struct Args {
 
 pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     runtime::log_to_stderr();
-    let name = Name::new(args.name.clone().into_bytes())?;
+    let name = new_name(&args.name)?;
     let root = RootRef::parse(&args.root)?;
     runtime::block_on(async {
         let address = args.store.address()?;
-        let publish = remote::open_for_writing(&address, &Policy::default())?;
-        let remotes = RemoteArgs::of(address);
+        let publish = remote::open_for_writing(&address, &args.store.wait.policy())?;
+        let remotes = RemoteArgs::of(address, args.store.wait.clone());
         let cache = open::cache(&args.cache, &remotes)?;
         let node = open::root(&cache, &root).await?;
         if let Node::Directory { digest, .. } = node
@@ -54,4 +54,15 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
         cache.close();
         Ok(())
     })
+}
+
+/// A name that can be told from a digest.
+pub(super) fn new_name(text: &str) -> anyhow::Result<Name> {
+    match RootRef::parse(text) {
+        Ok(RootRef::Digest(_)) => bail!("the name {text:?} would be taken for a digest"),
+        Err(error) => Err(error).with_context(|| format!("{text:?} cannot be a name")),
+        Ok(RootRef::Name(_) | RootRef::StorePath(_)) => {
+            Ok(Name::new(text.to_owned().into_bytes())?)
+        }
+    }
 }

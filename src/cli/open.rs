@@ -63,7 +63,9 @@ pub(super) async fn root(cache: &Arc<Cache>, root: &RootRef) -> anyhow::Result<N
             Err(CacheError::Remote(error @ RemoteError::NotFound { .. })) => {
                 Err(unknown_name(name, &error).await)
             }
-            Err(error) => Err(error).with_context(|| format!("the name {name:?} is not known")),
+            Err(error) => {
+                Err(error).with_context(|| format!("the name {name:?} cannot be looked up"))
+            }
         },
     }
 }

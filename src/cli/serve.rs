@@ -11,6 +11,7 @@ use super::{
     open, runtime,
 };
 use crate::{
+    cache::Quota,
     remote::{self, parse_duration},
     serve::{self, Hub, Limits, Listener, Tls, Token, metrics},
 };
@@ -51,7 +52,8 @@ pub(super) struct Args {
     #[arg(long, env = "CASTORE_TOKEN_FILE", value_name = "FILE")]
     token_file: Option<PathBuf>,
 
-    /// File with the token that clients must show to change names (?names-token-file=); without it nobody may
+    /// File with the token that clients must show to change names (?names-token-file=); without it nobody may, and without
+    /// --writable neither
     #[arg(long, env = "CASTORE_NAMES_TOKEN_FILE", value_name = "FILE")]
     names_token_file: Option<PathBuf>,
 
@@ -82,27 +84,27 @@ pub(super) struct Args {
     )]
     tls_client_ca: Option<PathBuf>,
 
-    /// Largest message that is taken, in bytes
+    /// Largest message that is taken, in B, KiB, MiB; at least 64KiB
     #[arg(
         long,
         env = "CASTORE_MAX_MESSAGE",
-        value_name = "BYTES",
-        default_value_t = 32 << 20
+        value_name = "SIZE",
+        default_value = "32MiB"
     )]
-    max_message: usize,
+    max_message: Quota,
 
     /// Most requests under way on one connection
     #[arg(
         long,
         env = "CASTORE_MAX_STREAMS",
         value_name = "N",
-        default_value_t = 256
+        default_value = "256"
     )]
-    max_streams: u32,
+    max_streams: NonZeroU32,
 
     /// Most reads under way over all connections; prefetch may take half of them [default: one for each MiB of --memory]
     #[arg(long, env = "CASTORE_MAX_READS", value_name = "N")]
-    max_reads: Option<usize>,
+    max_reads: Option<NonZeroU32>,
 
     /// Most requests a second, over all connections [default: no limit]
     #[arg(long, env = "CASTORE_MAX_RATE", value_name = "N")]
@@ -139,6 +141,10 @@ async fn serve_until_told(args: &Args) -> anyhow::Result<()> {
         }
         _ => None,
     };
+    let message = match args.max_message {
+        Quota::Bytes(bytes) if bytes >= 64 << 10 => usize::try_from(bytes)?,
+        Quota::Bytes(_) | Quota::Share(_) => bail!("--max-message is a size of at least 64KiB"),
+    };
     let hub_token = token(&args.token_file)?;
     let names_token = token(&args.names_token_file)?;
     let listener = Listener::bind(&args.listen)?;
@@ -159,10 +165,11 @@ async fn serve_until_told(args: &Args) -> anyhow::Result<()> {
         false => None,
     };
     let cache = open::cache(&args.cache, &args.remotes)?;
-    let reads = args.max_reads.unwrap_or_else(|| {
-        let reads = args.cache.config().memory / READ_MEMORY;
-        usize::try_from(reads).unwrap_or(usize::MAX).clamp(16, 4096)
-    });
+    let reads = args.max_reads.map_or_else(
+        || (args.cache.config().memory / READ_MEMORY).clamp(16, 4096),
+        |reads| u64::from(reads.get()),
+    );
+    let reads = usize::try_from(reads)?;
     let address = listener.address(tls.is_some());
     let metrics = match args.metrics {
         Some(at) => {
@@ -179,8 +186,8 @@ async fn serve_until_told(args: &Args) -> anyhow::Result<()> {
         token: hub_token,
         names_token,
         limits: Limits {
-            message: args.max_message,
-            streams: args.max_streams,
+            message,
+            streams: args.max_streams.get(),
             reads,
             rate: args.max_rate,
         },

@@ -41,7 +41,7 @@ pub use resolve::{Held, Miss, Outcome};
 pub use root::Root;
 pub use switch::SwitchError;
 pub use troubles::Trouble;
-pub use xattr::{CACHED, CHUNKS, DAEMON};
+pub use xattr::{CACHE_DIR, CACHED, CHUNKS, DAEMON};
 
 use self::{inodes::Inodes, listing::Handles, troubles::Troubles};
 use crate::{
@@ -63,6 +63,8 @@ pub struct Options {
     pub owner: (u32, u32),
     /// Answer of the attribute `user.castore.daemon` of the root.
     pub daemon: String,
+    /// Answer of the attribute `user.castore.cache` of the root.
+    pub cache_dir: String,
 }
 
 /// A mounted tree.

@@ -28,6 +28,9 @@ pub struct Trouble {
     pub remedy: String,
     /// How often it was met.
     pub count: u64,
+    /// The log has it from elsewhere.
+    #[serde(skip)]
+    told: bool,
 }
 
 impl Trouble {
@@ -46,7 +49,16 @@ impl Trouble {
             message: error.to_string(),
             remedy: remedy(error).to_owned(),
             count: 1,
+            told: Self::is_told(error),
         }
+    }
+
+    /// Whether the cache has told the log of it already, once for each digest.
+    fn is_told(error: &FsError) -> bool {
+        matches!(
+            error,
+            FsError::Cache(CacheError::Remote(RemoteError::Offline { .. }))
+        )
     }
 
     fn is_again(&self, other: &Self) -> bool {
@@ -61,6 +73,9 @@ fn remedy(error: &FsError) -> &'static str {
         }
         FsError::Cache(CacheError::Remote(RemoteError::Read { .. })) => {
             "see that the remote can be reached, then read again"
+        }
+        FsError::Cache(CacheError::Remote(RemoteError::Offline { .. })) => {
+            "bring it into the cache with `castore fetch` while there is a network"
         }
         FsError::Cache(
             CacheError::Remote(RemoteError::Corrupt { .. } | RemoteError::Write { .. })
@@ -93,10 +108,10 @@ impl Troubles {
         let mut list = self.list.lock().unwrap_or_else(PoisonError::into_inner);
         let known = list.iter().position(|known| known.is_again(&trouble));
         let mut trouble = trouble;
-        let mut log = true;
+        let mut log = !trouble.told;
         if let Some(known) = known.and_then(|position| list.remove(position)) {
             trouble.count += known.count;
-            log = trouble.at >= known.at + QUIET;
+            log &= trouble.at >= known.at + QUIET;
         }
         if log {
             tracing::warn!(

@@ -9,6 +9,8 @@ pub const CACHED: &str = "user.castore.cached";
 pub const CHUNKS: &str = "user.castore.chunks";
 /// On the root: which process serves the mount. Not listed.
 pub const DAEMON: &str = "user.castore.daemon";
+/// On the root: the directory of the cache that it uses. Not listed.
+pub const CACHE_DIR: &str = "user.castore.cache";
 
 enum Subject {
     Directory(Digest),
@@ -24,6 +26,9 @@ impl Filesystem {
         }
         if id == ROOT_ID && name == DAEMON.as_bytes() {
             return Outcome::Ready(Ok(self.options.daemon.clone().into_bytes()));
+        }
+        if id == ROOT_ID && name == CACHE_DIR.as_bytes() {
+            return Outcome::Ready(Ok(self.options.cache_dir.clone().into_bytes()));
         }
         let subject = match self.subject(id) {
             Ok(subject) => subject,

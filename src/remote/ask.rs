@@ -18,11 +18,14 @@ use super::{
 use crate::model::Digest;
 
 /// A remote that is overloaded is waited for this many times as long as one that is away: it is not out of order.
-const OVERLOAD_PATIENCE: u32 = 10;
+const OVERLOAD_PATIENCE: u32 = 4;
 /// A remote that asked for a longer pause than this is asked after the others.
 const SHORT_PAUSE: Duration = Duration::from_millis(20);
 /// A wait for a remote to come back looks again after this time, in case it missed the news.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
+/// Who waits longer than this is told for what, in the log.
+const TELL_AFTER: Duration = Duration::from_secs(5);
 
 /// What remotes are asked, and on whose behalf.
 pub(super) struct Question<'a, T> {
@@ -87,6 +90,7 @@ impl Chain {
         }
         let started = Instant::now();
         let mut delays = delays();
+        let mut told = false;
         loop {
             let error = match self.round(&question).await {
                 Ok(value) => return Ok(value),
@@ -112,7 +116,11 @@ impl Chain {
             if question.patience == Patience::Once || now >= until {
                 return Err(error);
             }
-            tracing::debug!(%error, "asking again");
+            // A person who waits for long wants to know for what.
+            if !told && now > started + TELL_AFTER {
+                told = true;
+                tracing::info!(%error, "no answer yet; asking again");
+            }
             let all_skipped = {
                 let mut members = self.0.groups.iter().flatten();
                 members.all(|member| member.health.skipped().is_some())
@@ -148,18 +156,26 @@ impl Chain {
             (Fault::Overload(_) | Fault::Shed(_), Outage::Wait(time)) => {
                 started + time.max(timeout * OVERLOAD_PATIENCE)
             }
+            // As long as the remotes are away, and not anew for each reader: the kernel asks again for what it has read ahead.
+            (Fault::Unavailable, Outage::Wait(time)) => self.answered_last(started) + time,
             (_, Outage::Wait(time)) => started + time,
             // The remote has waited for them already.
             (Fault::Upstream, Outage::Fail) => started,
             (Fault::Pending | Fault::Refused, Outage::Fail) => started + timeout,
             (Fault::Unavailable, Outage::Fail) => {
                 // A remote that has been away for the whole time-out is not waited for once more by each reader.
-                let members = self.0.groups.iter().flatten();
-                let away = members.filter_map(|member| member.health.away_since());
-                let last = away.max().unwrap_or(started);
-                last.min(started) + timeout
+                self.answered_last(started) + timeout
             }
         }
+    }
+
+    /// When a remote was last found to answer, and no later than `now`.
+    fn answered_last(&self, now: Instant) -> Instant {
+        let members = self.0.groups.iter().flatten();
+        let away: Option<Vec<_>> = members.map(|member| member.health.away_since()).collect();
+        // As long as one is not away, it may have answered just now.
+        let last = away.and_then(|away| away.into_iter().max());
+        last.unwrap_or(now).min(now)
     }
 
     /// Asks each remote at most once, the next when one has failed or takes too long.
@@ -195,6 +211,9 @@ impl Chain {
             match result {
                 Some(Ok(value)) => return Ok(value),
                 Some(Err(error)) => {
+                    if let RemoteError::Corrupt { .. } = error {
+                        tracing::warn!(%error, "another remote is asked, if there is one");
+                    }
                     // What may go well later tells more than "damaged", and that more than "not found".
                     let rank = |error: &RemoteError| match error {
                         RemoteError::NotFound { .. } => 0,

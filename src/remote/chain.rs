@@ -280,7 +280,7 @@ impl Chain {
                     }
                     Some(Err(error)) if error.is_transient() && attempts < CLOSURE_ATTEMPTS => {
                         attempts += 1;
-                        tracing::info!(%error, "a tree's directories break off; asking again");
+                        tracing::debug!(%error, "a tree's directories break off; asking again");
                         tokio::time::sleep(Duration::from_millis(50) * attempts).await;
                         match chain.open_closure(root, skip).await {
                             Ok(again) => records = again,
@@ -340,11 +340,11 @@ impl Chain {
         .await
     }
 
-    /// The names of all remotes that answer, sorted; one that several know is what the first says.
+    /// The names of all remotes that answer, sorted, and whether all did; one that several know is what the first says.
     ///
     /// # Errors
     /// When none answers.
-    pub async fn roots(&self) -> Result<Vec<(Name, Node)>, RemoteError> {
+    pub async fn roots(&self) -> Result<(Vec<(Name, Node)>, bool), RemoteError> {
         if self.0.offline {
             let object = Object::Roots;
             return Err(RemoteError::Offline { object });
@@ -370,7 +370,7 @@ impl Chain {
         }
         match failed {
             Some(error) if !answered => Err(error),
-            Some(_) | None => Ok(all.into_iter().collect()),
+            failed => Ok((all.into_iter().collect(), failed.is_none())),
         }
     }
 

@@ -10,7 +10,8 @@ use crate::{
     proto::{
         self,
         castore::v1::{
-            PutManifestRequest, PutManifestResponse, chunk_service_server::ChunkService,
+            HasRequest, HasResponse, PutManifestRequest, PutManifestResponse,
+            chunk_service_server::ChunkService, has_request::What,
         },
         tvix::castore::v1::{BlobChunk, PutBlobResponse, StatBlobResponse},
     },
@@ -26,6 +27,18 @@ pub(super) struct Chunks(pub(super) Arc<Shared>);
 
 #[async_trait]
 impl ChunkService for Chunks {
+    async fn has(&self, request: Request<HasRequest>) -> Result<Response<HasResponse>, Status> {
+        let publish = self.0.publish()?;
+        let there = match request.into_inner().what {
+            Some(What::Blob(blob)) => publish.has_blob(digest(&blob)?).await,
+            Some(What::Chunk(chunk)) => publish.has_chunk(digest(&chunk)?).await,
+            Some(What::Root(root)) => publish.has_closure(digest(&root)?).await,
+            None => return Err(Status::invalid_argument("no digest")),
+        };
+        let there = there.map_err(|error| status::of_remote(&error))?;
+        Ok(Response::new(HasResponse { there }))
+    }
+
     async fn put(
         &self,
         request: Request<Streaming<BlobChunk>>,

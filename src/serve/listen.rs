@@ -1,7 +1,7 @@
 use std::{
     fs, io,
     net::{SocketAddr, ToSocketAddrs},
-    os::fd::AsFd,
+    os::{fd::AsFd, unix::fs::FileTypeExt},
     path::{Path, PathBuf},
     pin::Pin,
     str::FromStr,
@@ -32,6 +32,10 @@ pub enum ListenError {
     Bind { place: String, cause: io::Error },
     #[error("{path:?}: {cause}")]
     File { path: PathBuf, cause: io::Error },
+    #[error("{0:?} and {1:?} are no certificate and its key, in PEM")]
+    Certificate(PathBuf, PathBuf),
+    #[error("{0:?} is no certificate in PEM")]
+    Authority(PathBuf),
     #[error("the server cannot be set up: {0}")]
     Setup(String),
 }
@@ -156,6 +160,10 @@ impl Listener {
 
 fn is_left_behind(path: &Path) -> bool {
     let refused = io::ErrorKind::ConnectionRefused;
+    // Whatever else has that name is somebody's.
+    if !fs::symlink_metadata(path).is_ok_and(|metadata| metadata.file_type().is_socket()) {
+        return false;
+    }
     std::os::unix::net::UnixStream::connect(path).is_err_and(|error| error.kind() == refused)
 }
 
@@ -306,8 +314,21 @@ impl Tls {
         };
         let identity = Identity::from_pem(read(certificate)?, read(key)?);
         let mut config = ServerTlsConfig::new().identity(identity);
+        let usable = |config: &ServerTlsConfig| {
+            let tried = tonic::transport::Server::builder().tls_config(config.clone());
+            tried.is_ok()
+        };
+        if !usable(&config) {
+            return Err(ListenError::Certificate(
+                certificate.to_owned(),
+                key.to_owned(),
+            ));
+        }
         if let Some(path) = client_ca {
             config = config.client_ca_root(Certificate::from_pem(read(path)?));
+            if !usable(&config) {
+                return Err(ListenError::Authority(path.to_owned()));
+            }
         }
         Ok(Self(config))
     }

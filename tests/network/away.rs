@@ -64,11 +64,9 @@ fn a_laptop_that_is_closed_and_opened() {
         .unwrap();
     assert!(misses[1].as_u64().unwrap() > 0, "{told}");
     let log = mount.stop();
-    let lines = log
-        .lines()
-        .filter(|line| line.contains("--offline asks no remote") && line.contains("digest"));
+    let lines = log.lines();
     let digest = castore::model::Digest::of(&tree::noise(8, 300_000)).to_string();
-    let of_blob = lines.filter(|line| line.contains(&digest) && line.contains("cache::fetch"));
+    let of_blob = lines.filter(|line| line.contains(&digest));
     assert_eq!(of_blob.count(), 1, "{log}");
     // Names that are known can be listed, others are told.
     assert!(
@@ -278,4 +276,40 @@ fn a_slow_remote_is_raced_by_the_next() {
         "it waited for the slow one"
     );
     hub.stop();
+}
+
+/// Who is interrupted while a mount waits for its remote leaves nothing behind that still tries.
+#[test]
+#[ignore = "needs /dev/fuse"]
+fn an_interrupted_mount_leaves_nothing() {
+    let scratch = Scratch::new();
+    let mnt = scratch.mnt();
+    let mnt = mnt.to_str().unwrap();
+    let args = [
+        "mount",
+        "--outage",
+        "wait=10m",
+        "--remote",
+        "grpc+http://127.0.0.1:1",
+        "tree",
+        mnt,
+    ];
+    let mut child = scratch
+        .command(args)
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let log = scratch.path("cache/castore.log");
+    support::eventually("it tries", || log.exists());
+    thread::sleep(Duration::from_millis(500));
+    support::signal(&child, libc::SIGINT);
+    support::wait(&mut child, support::DEADLINE).unwrap();
+    // The mount point is free again.
+    let source = scratch.path("source");
+    fs::create_dir(&source).unwrap();
+    let root = scratch.import(&source);
+    support::eventually("the mount point", || {
+        scratch.run(["mount", &root, mnt]).status.success()
+    });
+    scratch.ok(["unmount", mnt]);
 }

@@ -89,6 +89,15 @@ fn all_shows_the_names_of_all_remotes() {
     assert_eq!(fs::read_to_string(mount.at("there/f")).unwrap(), "there");
     assert!(!mount.at("nowhere").exists());
     mount.stop();
+    // What a remote that is away had is what it said last, offline and not.
+    fs::rename(scratch.path("there"), scratch.path("away")).unwrap();
+    for more in [&["--timeout", "1s"][..], &["--offline"]] {
+        let mount = scratch.mount([&["--all", "--remote", &remotes], more].concat());
+        assert_eq!(names_in(&mount.path), ["both", "here", "there"]);
+        mount.stop();
+    }
+    let said = scratch.ok(["roots", "--offline", "--remote", "grpc+http://127.0.0.1:1"]);
+    assert!(said.contains(" there\n"), "{said}");
 }
 
 #[test]
@@ -178,4 +187,14 @@ fn a_mount_goes_over_to_a_new_release() {
     let all = scratch.mount(["--all"]);
     assert!(scratch.fails(["switch", mnt, "release"]).contains("--all"));
     all.stop();
+}
+
+#[test]
+fn a_name_is_not_a_digest() {
+    let scratch = Scratch::new();
+    let root = source(&scratch, "a", &[("f", "f")]);
+    for name in [root.as_str(), "b3:zzz", "", "a/b", ".."] {
+        let said = scratch.fails(["name", name, &root]);
+        assert!(said.contains("name") || said.contains("root"), "{said}");
+    }
 }

@@ -229,6 +229,11 @@ fn a_socket_that_was_left_behind_is_taken_over() {
     assert!(refused.contains("in use"), "{refused}");
     hub.stop();
     assert!(!socket.exists());
+    // Whatever else has that name is somebody's.
+    fs::write(&socket, "precious").unwrap();
+    let refused = scratch.fails(["serve", "--listen", &place]);
+    assert!(refused.contains("in use"), "{refused}");
+    assert_eq!(fs::read_to_string(&socket).unwrap(), "precious");
 }
 
 #[test]
@@ -365,7 +370,7 @@ fn more_than_its_rate_is_told_to_come_back() {
 fn a_message_that_is_too_large_is_refused() {
     let scratch = Scratch::new();
     let root = imported(&scratch);
-    let args = ["--writable", "--max-message", "65536"];
+    let args = ["--writable", "--max-message", "64KiB"];
     let hub = Hub::start(&scratch, "hub", &scratch.remote(), args);
     let source = scratch.path("many");
     fs::create_dir(&source).unwrap();
@@ -673,4 +678,78 @@ fn a_mount_tells_how_it_is() {
     let mnt = scratch.mnt();
     let said = scratch.fails(["mount", "--metrics", &address, &root, mnt.to_str().unwrap()]);
     assert!(said.contains(&address) && said.contains("in use"), "{said}");
+}
+
+/// A hub that has a tree from elsewhere takes it all the same: what is put has to be in the store that it puts into.
+#[test]
+fn what_a_hub_has_elsewhere_is_put_all_the_same() {
+    let scratch = Scratch::new();
+    let root = imported(&scratch);
+    let target = format!("objectstore+file://{}", scratch.path("target").display());
+    let both = format!("{target},{}", scratch.remote());
+    let hub = Hub::start(&scratch, "hub", &both, ["--writable"]);
+    let cache = scratch.path("c");
+    let fetch = [
+        "fetch",
+        "--cache-dir",
+        cache.to_str().unwrap(),
+        "--remote",
+        &hub.address,
+        &root,
+    ];
+    scratch.ok(fetch);
+    // A part of the tree, whose directories the hub knows as a part of the whole.
+    let part = scratch.path("source/deep");
+    let digest = scratch.ok(["import", "--remote", &hub.address, part.to_str().unwrap()]);
+    hub.stop();
+    scratch.clear_cache();
+    scratch.ok(["fetch", "--remote", &target, digest.trim()]);
+    scratch.ok(["copy", &root, "--from", &scratch.remote(), "--to", &target]);
+}
+
+#[test]
+fn a_token_can_be_changed_under_a_client() {
+    let scratch = Scratch::new();
+    imported(&scratch);
+    let (server, client) = (file(&scratch, "s", "first"), file(&scratch, "c", "first"));
+    let hub = Hub::start(
+        &scratch,
+        "hub",
+        &scratch.remote(),
+        ["--token-file", &server],
+    );
+    let port = hub.port();
+    let address = format!("{}?token-file={client}", hub.address);
+    let policy = castore::remote::Policy::default();
+    let runtime = runtime();
+    let remote =
+        runtime.block_on(async { castore::remote::open(&address, &policy).unwrap().remove(0) });
+    let digest = Digest::of(b"Hello World");
+    let urgency = castore::remote::Urgency::reader();
+    runtime
+        .block_on(remote.chunk(digest, Some(11), &urgency))
+        .unwrap();
+    hub.stop();
+    fs::write(&server, "second").unwrap();
+    let place = format!("127.0.0.1:{port}");
+    let hub = Hub::listen(
+        &scratch,
+        &place,
+        "hub",
+        &scratch.remote(),
+        ["--token-file", &server],
+    );
+    // Once the old connection is found to be gone.
+    crate::support::eventually("it is refused", || {
+        let refused = runtime.block_on(remote.chunk(digest, Some(11), &urgency));
+        refused.unwrap_err().to_string().contains("token")
+    });
+    fs::write(&client, "second").unwrap();
+    runtime
+        .block_on(remote.chunk(digest, Some(11), &urgency))
+        .unwrap();
+    hub.stop();
+    fs::write(&client, " \n").unwrap();
+    let said = scratch.fails(["ls", "--remote", &address, "x"]);
+    assert!(said.contains("no token"), "{said}");
 }

@@ -145,12 +145,13 @@ fn what_is_wrong_is_told_with_its_place() {
         ),
         ("timeout = 'soon'", &["castore.toml", "soon"]),
         ("timeout =", &["castore.toml", "line 1"]),
+        ("[cache]\nx = \"hush-hush", &["castore.toml", "line 2"]),
         ("remote = ['nowhere']", &["nowhere", "castore.toml"]),
     ] {
         fs::write(&file, text).unwrap();
         let said = settings.fails(&["roots"]);
         assert!(
-            parts.iter().all(|part| said.contains(part)),
+            parts.iter().all(|part| said.contains(part)) && !said.contains("hush"),
             "{text}: {said}"
         );
     }
@@ -264,4 +265,39 @@ fn no_message_shows_an_address_with_its_secrets() {
         let said = [out.stdout, out.stderr].concat();
         assert!(!String::from_utf8_lossy(&said).contains("hush"));
     }
+}
+
+#[test]
+#[ignore = "needs /dev/fuse"]
+fn relative_files_work_from_anywhere() {
+    let scratch = Scratch::new();
+    let source = scratch.path("source");
+    fs::create_dir(&source).unwrap();
+    tree::file(&source, "f", b"content", false);
+    scratch.ok(["import", "--name", "tree", source.to_str().unwrap()]);
+    fs::write(scratch.path("token"), "secret").unwrap();
+    let token = scratch.path("token");
+    let args = ["--token-file", token.to_str().unwrap()];
+    let hub = crate::support::hub::Hub::start(&scratch, "hub", &scratch.remote(), args);
+    let text = format!(
+        "remote = ['hub']\n[remotes.hub]\nurl = '{}'\noptions = {{ token-file = 'token' }}\n",
+        hub.address
+    );
+    fs::write(scratch.path("castore.toml"), text).unwrap();
+    let mnt = scratch.mnt();
+    let mnt = mnt.to_str().unwrap();
+    let address = format!("{}?token-file=token", hub.address);
+    // Relative to where it is called, and to the file that says so.
+    for (dir, args) in [
+        (scratch.path("."), &["--remote", &address][..]),
+        (scratch.path("home"), &["--config", "../castore.toml"]),
+    ] {
+        let mut command = scratch.command([&["mount", "tree", mnt], args].concat());
+        command.current_dir(dir).env_remove("CASTORE_REMOTE");
+        succeeded(&output(command));
+        let content = fs::read_to_string(scratch.mnt().join("f"));
+        scratch.ok(["unmount", mnt]);
+        assert_eq!(content.unwrap(), "content");
+    }
+    hub.stop();
 }

@@ -77,8 +77,8 @@ pub(in crate::cli) fn parse(mut args: Vec<OsString>, loaded: &Loaded) -> Result<
     args.extend(added);
     let matches = command()
         .try_get_matches_from(&args)
-        .map_err(|error| ConfigError::Value(error.to_string()))?;
-    Cli::from_arg_matches(&matches).map_err(|error| ConfigError::Value(error.to_string()))
+        .map_err(|error| loaded.unusable(&error))?;
+    Cli::from_arg_matches(&matches).map_err(|error| loaded.unusable(&error))
 }
 
 /// A command whose remotes may be given by the names that the configuration has for them.
@@ -93,7 +93,7 @@ fn resolving(mut command: Command, loaded: &Loaded) -> Command {
                 let is_there = |argument: &clap::Arg| argument.get_id() == remote;
                 if command.get_arguments().any(is_there) {
                     let loaded = loaded.clone();
-                    let parser = move |text: &str| loaded.address(text);
+                    let parser = move |text: &str| loaded.addresses(text);
                     command = command.mut_arg(remote, |argument| {
                         argument.value_parser(ValueParser::from(parser))
                     });
@@ -106,10 +106,20 @@ fn resolving(mut command: Command, loaded: &Loaded) -> Command {
 }
 
 impl Loaded {
-    /// The address of a remote that is given by name; any other text as it is.
+    fn unusable(&self, error: &clap::Error) -> ConfigError {
+        let files = self.0.files.iter().map(|file| file.display().to_string());
+        ConfigError::Value(files.collect::<Vec<_>>().join(" or "), error.to_string())
+    }
+
+    /// The addresses in a text, one on each line: those of remotes that are given by name, and others as they are.
+    fn addresses(&self, text: &str) -> Result<String, ConfigError> {
+        let addresses = split(text).map(|text| self.address(text));
+        Ok(addresses.collect::<Result<Vec<_>, _>>()?.join("\n"))
+    }
+
     fn address(&self, text: &str) -> Result<String, ConfigError> {
         let Some(remote) = self.0.remotes.get(text) else {
-            return Ok(text.to_owned());
+            return Ok(absolute(text));
         };
         let mut options = url::form_urlencoded::Serializer::new(String::new());
         for (option, setting) in &remote.options {
@@ -202,6 +212,56 @@ impl Loaded {
     }
 }
 
+/// Splits at commas that an address or a name follows: options of an address may hold others.
+fn split(text: &str) -> impl Iterator<Item = &str> {
+    let mut rest = Some(text);
+    std::iter::from_fn(move || {
+        let text = rest?;
+        let is_first = |at: &usize| {
+            let (before, after) = (&text[..*at], &text[at + 1..]);
+            after.starts_with("objectstore+")
+                || after.starts_with("grpc+")
+                || !before.contains("://")
+        };
+        let at = text.match_indices(',').map(|(at, _)| at).find(is_first);
+        let (first, others) = match at {
+            Some(at) => (&text[..at], Some(&text[at + 1..])),
+            None => (text, None),
+        };
+        rest = others;
+        Some(first)
+    })
+    .filter(|text| !text.is_empty())
+}
+
+/// Makes the files that an address names absolute: a mount in the background leaves the directory it was called in.
+fn absolute(address: &str) -> String {
+    let Some((place, query)) = address
+        .split_once('?')
+        .filter(|_| address.starts_with("grpc+"))
+    else {
+        return address.to_owned();
+    };
+    let options: Vec<(String, String)> = url::form_urlencoded::parse(query.as_bytes())
+        .into_owned()
+        .collect();
+    let is_relative = |(option, value): &(String, String)| {
+        file::FILES.contains(&option.as_str()) && !value.starts_with('/')
+    };
+    if !options.iter().any(is_relative) {
+        return address.to_owned();
+    }
+    let mut written = url::form_urlencoded::Serializer::new(String::new());
+    for pair in options {
+        let path = std::path::absolute(&pair.1)
+            .ok()
+            .filter(|_| is_relative(&pair));
+        let value = path.map_or(pair.1, |path| path.to_string_lossy().into_owned());
+        written.append_pair(&pair.0, &value);
+    }
+    format!("{place}?{}", written.finish())
+}
+
 impl Value {
     /// As arguments of a command.
     fn arguments(&self, long: &str, is_switch: bool) -> Vec<OsString> {
@@ -226,6 +286,48 @@ impl std::fmt::Display for Value {
             Self::Number(value) => value.fmt(f),
             Self::Text(value) => value.fmt(f),
             Self::List(values) => f.write_str(&values.join(",")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn commas_in_options_are_theirs() {
+        fn parts(text: &str) -> Vec<String> {
+            split(text).map(str::to_owned).collect()
+        }
+        assert_eq!(parts("hub,origin"), ["hub", "origin"]);
+        assert_eq!(
+            parts("grpc+http://a,objectstore+file:///b"),
+            ["grpc+http://a", "objectstore+file:///b"]
+        );
+        let s3 = "objectstore+s3://b/p?secret_access_key=a,b&region=c,d";
+        assert_eq!(parts(s3), [s3]);
+        assert_eq!(
+            parts(&format!("{s3},grpc+unix:///s")),
+            [s3, "grpc+unix:///s"]
+        );
+        assert_eq!(parts(&format!("hub,{s3}")), ["hub", s3]);
+        assert!(parts("").is_empty());
+    }
+
+    #[test]
+    fn files_of_an_address_become_absolute() {
+        let here = std::env::current_dir().unwrap();
+        let address = absolute("grpc+https://h:1?ca=tls/ca.pem&protocol=tvix&token-file=/t");
+        let options: Vec<_> =
+            url::form_urlencoded::parse(address.split_once('?').unwrap().1.as_bytes()).collect();
+        assert_eq!(options[0].1, here.join("tls/ca.pem").to_str().unwrap());
+        assert_eq!((&*options[1].1, &*options[2].1), ("tvix", "/t"));
+        for same in [
+            "grpc+http://h?ca=/x",
+            "grpc+http://h",
+            "objectstore+s3://b?ca=x",
+        ] {
+            assert_eq!(absolute(same), same);
         }
     }
 }

@@ -13,10 +13,12 @@ use crate::cli::paths;
 pub(in crate::cli) enum ConfigError {
     #[error("{path:?}: {cause}")]
     Read { path: PathBuf, cause: io::Error },
-    #[error("{path:?} is not a castore.toml: {cause}")]
+    // Without the line itself: there may be a secret on it.
+    #[error("{path:?} is not a castore.toml: in line {line}: {cause}")]
     Toml {
         path: PathBuf,
-        cause: Box<toml::de::Error>,
+        line: usize,
+        cause: String,
     },
     #[error("{path:?}: [{section}] has a key {key:?} that it does not know; it knows {known}")]
     Key {
@@ -36,8 +38,8 @@ pub(in crate::cli) enum ConfigError {
     },
     #[error("there is no preset {0:?} in castore.toml; it has {1}")]
     Preset(String, String),
-    #[error("a setting of castore.toml cannot be used: {0}")]
-    Value(String),
+    #[error("a setting of {0} cannot be used: {1}")]
+    Value(String, String),
 }
 
 /// A value, as it would stand behind a flag.
@@ -115,6 +117,9 @@ pub(super) const CACHE_KEYS: [(&str, &str); 5] = [
     ("trust", "trust"),
 ];
 
+/// Options of a gRPC remote that name files.
+pub(super) const FILES: [&str; 5] = ["ca", "cert", "key", "token-file", "names-token-file"];
+
 /// Reads the files of the system and of the user, where they are there, and the one that was given, which must be.
 pub(super) fn read(given: Option<&Path>) -> Result<Merged, ConfigError> {
     let mut merged = Merged::default();
@@ -150,7 +155,10 @@ impl Merged {
     fn add(&mut self, path: &Path, text: &str) -> Result<(), ConfigError> {
         let file: File = toml::from_str(text).map_err(|cause| ConfigError::Toml {
             path: path.to_owned(),
-            cause: Box::new(cause),
+            line: cause.span().map_or(1, |span| {
+                text[..span.start.min(text.len())].matches('\n').count() + 1
+            }),
+            cause: cause.message().to_owned(),
         })?;
         let from = |value: Value| (value, path.to_owned());
         for (flag, value) in [
@@ -176,7 +184,21 @@ impl Merged {
             };
             self.common.insert((*flag).to_owned(), from(value));
         }
-        self.remotes.extend(file.remotes);
+        let dir = path.parent().unwrap_or(Path::new("/"));
+        let dir = std::path::absolute(dir).unwrap_or_else(|_| dir.to_owned());
+        for (name, mut remote) in file.remotes {
+            for (option, setting) in &mut remote.options {
+                match setting {
+                    // Relative to the file that names it, wherever castore is called.
+                    Setting::File { file } => *file = dir.join(&*file),
+                    Setting::Plain(Value::Text(file)) if FILES.contains(&option.as_str()) => {
+                        *file = dir.join(&*file).to_string_lossy().into_owned();
+                    }
+                    Setting::Plain(_) | Setting::Env { .. } => {}
+                }
+            }
+            self.remotes.insert(name, remote);
+        }
         let section = |section: Section| section.into_iter().map(|(key, value)| (key, from(value)));
         self.mount.extend(section(file.mount));
         self.serve.extend(section(file.serve));

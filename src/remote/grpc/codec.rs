@@ -36,6 +36,7 @@ answered!(
     crate::proto::tvix::castore::v1::PutBlobResponse,
     crate::proto::tvix::castore::v1::PutDirectoryResponse,
     crate::proto::tvix::store::v1::PathInfo,
+    crate::proto::castore::v1::HasResponse,
     crate::proto::castore::v1::PutManifestResponse,
     crate::proto::castore::v1::PutRootResponse,
     crate::proto::castore::v1::RemoveRootResponse

@@ -16,7 +16,7 @@ mod status;
 
 use std::{
     sync::{
-        Arc, OnceLock,
+        Arc, OnceLock, PoisonError, RwLock,
         atomic::{AtomicU8, Ordering},
     },
     time::Duration,
@@ -83,7 +83,10 @@ const UNKNOWN: u8 = u8::MAX;
 pub struct GrpcRemote {
     address: Arc<str>,
     connections: Connections,
-    token: Option<MetadataValue<Ascii>>,
+    /// Where the token is; read again when the server does not take it any more.
+    server: Server,
+    /// The lock is held for a look only.
+    token: RwLock<Option<MetadataValue<Ascii>>>,
     names_token: Option<MetadataValue<Ascii>>,
     /// The most time between two messages of an answer.
     idle: Duration,
@@ -108,7 +111,8 @@ impl GrpcRemote {
         Ok(Self {
             address: server.shown.as_str().into(),
             connections: Connections::new(server, policy.idle())?,
-            token: server.token()?,
+            server: server.clone(),
+            token: RwLock::new(server.token()?),
             names_token: server.names_token()?,
             idle: policy.idle(),
             package: AtomicU8::new(package.unwrap_or(UNKNOWN)),
@@ -119,7 +123,7 @@ impl GrpcRemote {
 
     fn request<M>(&self, message: M) -> Request<M> {
         let mut request = Request::new(message);
-        if let Some(token) = &self.token {
+        if let Some(token) = &*self.token.read().unwrap_or_else(PoisonError::into_inner) {
             request
                 .metadata_mut()
                 .insert("authorization", token.clone());
@@ -128,6 +132,17 @@ impl GrpcRemote {
         let wait = u64::try_from(self.idle.as_millis() * 7 / 10).unwrap_or(u64::MAX);
         request.metadata_mut().insert(WAIT, wait.into());
         request
+    }
+
+    /// Reads the token again; true when it is another one by now.
+    fn renew_token(&self) -> bool {
+        let Ok(renewed) = self.server.token() else {
+            return false;
+        };
+        let mut token = self.token.write().unwrap_or_else(PoisonError::into_inner);
+        let is_new = *token != renewed;
+        *token = renewed;
+        is_new
     }
 
     /// Sends a request to a service of the protocol, under the package name that the server knows.
@@ -152,7 +167,16 @@ impl GrpcRemote {
             let mut request = self.request(message.clone());
             mark(&mut request);
             let path = format!("/{package}.{method}");
-            match self.send(object, &path, request).await {
+            let mut answer = self.send(object, &path, request).await;
+            if let Err(status) = &answer
+                && status.code() == Code::Unauthenticated
+                && self.renew_token()
+            {
+                let mut request = self.request(message.clone());
+                mark(&mut request);
+                answer = self.send(object, &path, request).await;
+            }
+            match answer {
                 Err(status) if status.code() == Code::Unimplemented => refused = Some(status),
                 answer => {
                     // "Not found" and the like come from a service that is there.

@@ -10,9 +10,10 @@ use crate::{
     model::{Digest, Manifest, Name, Node},
     proto::{
         self,
+        castore::v1::has_request::What,
         castore::v1::{
-            PutManifestRequest, PutManifestResponse, PutRootResponse, RemoveRootRequest,
-            RemoveRootResponse,
+            HasRequest, HasResponse, PutManifestRequest, PutManifestResponse, PutRootResponse,
+            RemoveRootRequest, RemoveRootResponse,
         },
         tvix::castore::v1 as castore,
     },
@@ -120,6 +121,17 @@ impl GrpcRemote {
         Ok(*self.takes_chunks.get_or_init(|| takes))
     }
 
+    /// Whether the store that the server puts into has something, whatever the server can get elsewhere.
+    async fn store_has(&self, object: &Object, what: What) -> Result<bool, RemoteError> {
+        let messages = futures::stream::once(std::future::ready(HasRequest { what: Some(what) }));
+        let answer: Result<HasResponse, _> = self
+            .send_stream("/castore.v1.ChunkService/Has", self.request(messages))
+            .await;
+        answer
+            .map(|answer| answer.there)
+            .map_err(|status| self.write_failed(object, &status))
+    }
+
     async fn put_chunk_list(&self, blob: Digest, manifest: &Manifest) -> Result<(), Status> {
         let chunks = manifest.chunks().iter();
         let message = PutManifestRequest {
@@ -178,14 +190,26 @@ fn pieces(bytes: Bytes) -> impl Iterator<Item = Bytes> + Send + 'static {
 #[async_trait]
 impl Publish for GrpcRemote {
     async fn has_blob(&self, blob: Digest) -> Result<bool, RemoteError> {
+        if self.takes_chunks().await? {
+            let what = What::Blob(super::bytes(blob));
+            return self.store_has(&Object::Blob(blob), what).await;
+        }
         self.has(blob).await
     }
 
     async fn has_chunk(&self, chunk: Digest) -> Result<bool, RemoteError> {
+        if self.takes_chunks().await? {
+            let what = What::Chunk(super::bytes(chunk));
+            return self.store_has(&Object::Chunk(chunk), what).await;
+        }
         self.has(chunk).await
     }
 
     async fn has_closure(&self, root: Digest) -> Result<bool, RemoteError> {
+        if self.takes_chunks().await? {
+            let what = What::Root(super::bytes(root));
+            return self.store_has(&Object::Directory(root), what).await;
+        }
         match self.closure(root).await {
             Ok(mut records) => {
                 while let Some(record) = records.next().await {

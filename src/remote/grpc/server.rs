@@ -166,9 +166,13 @@ impl Server {
 
 fn secret(prefix: &str, path: &Path) -> Result<MetadataValue<Ascii>, String> {
     let token = fs::read_to_string(path).map_err(|error| format!("{path:?}: {error}"))?;
+    let none = || format!("{path:?} holds no token: it must be one line of plain text");
+    if token.trim().is_empty() {
+        return Err(none());
+    }
     let mut value: MetadataValue<Ascii> = format!("{prefix}{}", token.trim())
         .parse()
-        .map_err(|_| format!("{path:?} holds no token: it must be one line of plain text"))?;
+        .map_err(|_| none())?;
     value.set_sensitive(true);
     Ok(value)
 }

@@ -103,7 +103,7 @@ struct Told {
 impl Told {
     const fn hint(&self) -> &'static str {
         match self.code {
-            Code::Unauthenticated => "; the server wants a token: ?token-file=/path",
+            Code::Unauthenticated => "; the token is that of ?token-file=/path",
             _ => "",
         }
     }
