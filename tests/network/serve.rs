@@ -720,7 +720,10 @@ fn a_token_can_be_changed_under_a_client() {
     );
     let port = hub.port();
     let address = format!("{}?token-file={client}", hub.address);
-    let policy = castore::remote::Policy::default();
+    let policy = castore::remote::Policy {
+        timeout: Duration::from_secs(3),
+        ..castore::remote::Policy::default()
+    };
     let runtime = runtime();
     let remote =
         runtime.block_on(async { castore::remote::open(&address, &policy).unwrap().remove(0) });
