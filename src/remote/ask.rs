@@ -172,9 +172,15 @@ impl Chain {
     /// When a remote was last found to answer, and no later than `now`.
     fn answered_last(&self, now: Instant) -> Instant {
         let members = self.0.groups.iter().flatten();
-        let away: Option<Vec<_>> = members.map(|member| member.health.away_since()).collect();
-        // As long as one is not away, it may have answered just now.
-        let last = away.and_then(|away| away.into_iter().max());
+        // Those that answer do not have it.
+        let mut last = None;
+        for member in members.filter(|member| member.health.is_failing()) {
+            match member.health.away_since() {
+                Some(since) => last = last.max(Some(since)),
+                // It may be back in a moment.
+                None => return now,
+            }
+        }
         last.unwrap_or(now).min(now)
     }
 

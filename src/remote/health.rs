@@ -59,6 +59,11 @@ impl Health {
             .map(|_| state.reason.clone().unwrap_or_else(|| "".into()))
     }
 
+    /// Whether it has failed since it last answered.
+    pub(super) fn is_failing(&self) -> bool {
+        self.state().failures > 0
+    }
+
     /// Since when it is skipped: then somebody watches it, and would know better. That it failed before says little: it may
     /// have been there in between.
     pub(super) fn away_since(&self) -> Option<Instant> {

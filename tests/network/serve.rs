@@ -732,7 +732,7 @@ fn a_token_can_be_changed_under_a_client() {
     runtime
         .block_on(remote.chunk(digest, Some(11), &urgency))
         .unwrap();
-    hub.stop();
+    hub.kill();
     fs::write(&server, "second").unwrap();
     let place = format!("127.0.0.1:{port}");
     let hub = Hub::listen(
@@ -751,7 +751,7 @@ fn a_token_can_be_changed_under_a_client() {
     runtime
         .block_on(remote.chunk(digest, Some(11), &urgency))
         .unwrap();
-    hub.stop();
+    hub.kill();
     fs::write(&client, " \n").unwrap();
     let said = scratch.fails(["ls", "--remote", &address, "x"]);
     assert!(said.contains("no token"), "{said}");
