@@ -20,7 +20,7 @@ use crate::{
 /// Blobs whose readers are followed.
 const FOLLOWED: u64 = 1024;
 /// Fetches under way at once, over all blobs. What does not fit is dropped: a full queue never holds up a read.
-const AT_ONCE: usize = 16;
+const AT_ONCE: usize = 48;
 
 /// Follows the readers of blobs.
 #[derive(Debug)]
