@@ -160,7 +160,9 @@ impl Cache {
             .index
             .read(|connection| known_blob(connection, digest, size))
             .ok()
-            .flatten()?;
+            .flatten()
+            // The index forgets a lie a moment after it was found out.
+            .filter(|blob| !self.is_lie(digest)(blob.manifest()))?;
         if blob.is_due() {
             return None; // Whoever fetches it starts that.
         }

@@ -36,9 +36,11 @@ impl Cache {
             .query(move |connection| index::told_manifest(connection, digest))
             .await?;
         match known {
-            Some(Told::Chunks(manifest)) => return Ok(Some(manifest)),
+            Some(Told::Chunks(manifest)) if !self.is_lie(digest)(&manifest) => {
+                return Ok(Some(manifest));
+            }
             Some(Told::AsOne) => return Ok(None),
-            None => {}
+            Some(Told::Chunks(_)) | None => {}
         }
         let task = |_| {
             let cache = Arc::clone(self);

@@ -202,7 +202,9 @@ impl Cache {
         let known = self
             .query(move |connection| known_blob(connection, digest, size))
             .await?;
-        if let Some(blob) = known {
+        // The index forgets a lie a moment after it was found out.
+        let is_lie = self.is_lie(digest);
+        if let Some(blob) = known.filter(|blob| !is_lie(blob.manifest())) {
             return Ok(Arc::new(blob));
         }
         let manifest = match self

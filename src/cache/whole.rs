@@ -83,9 +83,9 @@ impl Cache {
     pub(super) fn is_lie(&self, blob: Digest) -> impl Fn(&Manifest) -> bool + Clone + use<> {
         let lies = Arc::clone(&self.lies);
         move |manifest| {
-            lies.lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .contains(&key(blob, manifest))
+            let lies = lies.lock().unwrap_or_else(PoisonError::into_inner);
+            // Nearly always there are none, and nothing has to be hashed.
+            !lies.is_empty() && lies.contains(&key(blob, manifest))
         }
     }
 }
