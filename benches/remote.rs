@@ -17,6 +17,8 @@
     reason = "a benchmark stops by panicking, and its figures are for people"
 )]
 
+#[path = "others.rs"]
+mod others;
 #[path = "../tests/support/mod.rs"]
 mod support;
 
@@ -24,11 +26,12 @@ use std::{
     env,
     fs::{self, File},
     io::Read,
-    path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    path::Path,
+    process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
+use others::{Other, program, rclone_mount, upload};
 use support::{
     Scratch,
     hub::Hub,
@@ -107,7 +110,7 @@ fn main() {
     if let Ok(weed) = &weed
         && wanted.is_none_or(|wanted| wanted.contains("others"))
     {
-        others(&scratch, &source, weed);
+        compare(&scratch, &source, weed);
     }
     hub.stop();
 }
@@ -297,71 +300,9 @@ fn read_singly(root: &Path) {
     });
 }
 
-/// A mount of another system, in the foreground of a child process. It is taken down when this is dropped.
-struct Other {
-    child: Child,
-    path: PathBuf,
-}
-
-impl Other {
-    fn start(mut command: Command, path: &Path) -> Self {
-        fs::create_dir_all(path).unwrap();
-        let mut child = command
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        let deadline = Instant::now() + Duration::from_secs(30);
-        while !support::is_mounted(path) {
-            assert!(
-                child.try_wait().unwrap().is_none() && Instant::now() < deadline,
-                "{command:?}"
-            );
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        Self {
-            child,
-            path: path.to_owned(),
-        }
-    }
-}
-
-impl Drop for Other {
-    fn drop(&mut self) {
-        support::detach(&self.path);
-        if support::wait(&mut self.child, Duration::from_secs(10)).is_none() {
-            let _ = self.child.kill();
-            let _ = self.child.wait();
-        }
-    }
-}
-
 /// The same files as plain objects in the same `SeaweedFS`.
-fn others(scratch: &Scratch, source: &Path, weed: &Server) {
-    let bin = |name: &str| {
-        let servers = env::var("CASTORE_TEST_SERVERS").map_or_else(
-            |_| Path::new(env!("CARGO_TARGET_TMPDIR")).join("../servers"),
-            PathBuf::from,
-        );
-        std::path::absolute(servers.join("bin").join(name)).unwrap()
-    };
-    let remote = |port: u16| {
-        format!(
-            ":s3,provider=SeaweedFS,access_key_id=castore,secret_access_key=castore-tests-only,region=us-east-1,\
-             endpoint='http://127.0.0.1:{port}':castore/plain"
-        )
-    };
-    let rclone = || {
-        let mut command = Command::new(bin("rclone"));
-        command.env("RCLONE_CONFIG", scratch.path("no-rclone.conf"));
-        command
-    };
-    let mut upload = rclone();
-    upload
-        .args(["copy", "--transfers", "16"])
-        .arg(source)
-        .arg(remote(weed.port()));
-    assert!(upload.stderr(Stdio::null()).status().unwrap().success());
+fn compare(scratch: &Scratch, source: &Path, weed: &Server) {
+    upload(scratch, source, weed);
     let measure = |name: &str, link: &str, start: &dyn Fn() -> Other| {
         let mount = start();
         let read = timed(|| read_all(&mount.path.join("large/file")));
@@ -393,26 +334,7 @@ fn others(scratch: &Scratch, source: &Path, weed: &Server) {
             }
             None => weed.port(),
         };
-        measure("rclone mount", link, &|| {
-            let cache = scratch.path("rclone-cache");
-            let _ = fs::remove_dir_all(&cache);
-            let path = scratch.path("rclone-mnt");
-            let mut command = rclone();
-            command
-                .arg("mount")
-                .arg(remote(port))
-                .arg(&path)
-                .args([
-                    "--read-only",
-                    "--vfs-cache-mode",
-                    "full",
-                    "--dir-cache-time",
-                    "1h",
-                ])
-                .arg("--cache-dir")
-                .arg(&cache);
-            Other::start(command, &path)
-        });
+        measure("rclone mount", link, &|| rclone_mount(scratch, port));
     }
     let filer = weed.filer().unwrap();
     measure("weed mount", "loopback", &|| {
@@ -421,7 +343,7 @@ fn others(scratch: &Scratch, source: &Path, weed: &Server) {
         let path = scratch.path("weed-mnt");
         fs::create_dir_all(&path).unwrap();
         fs::create_dir_all(&dir).unwrap();
-        let mut command = Command::new(bin("weed"));
+        let mut command = Command::new(program("weed"));
         command
             .arg("mount")
             .arg(format!("-filer={filer}"))

@@ -2,20 +2,22 @@ use std::{
     collections::{HashMap, HashSet},
     fmt,
     path::Path,
-    sync::{Arc, Mutex, mpsc},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc},
     thread::JoinHandle,
+    time::Instant,
 };
 
 use tokio::sync::broadcast;
 
 use super::{
-    Blob, CacheError, ChunkData, Config, Counter, Slice, Stats,
+    Blob, CacheError, ChunkData, Config, Counter, Pace, Slice, Stats,
     blob::known_blob,
     closure::ClosureFlight,
     data_file::Trust,
     flights::Flights,
     index,
     memory::Memory,
+    readers::Readers,
     store::{Command, Store},
     writer::Writer,
 };
@@ -54,6 +56,11 @@ pub struct Cache {
     /// Blobs whose manifest was found to lie.
     pub(super) wrong: broadcast::Sender<Digest>,
     pub(super) writer: Mutex<Option<JoinHandle<()>>>,
+    pub(super) readers: Readers,
+    /// The lock is held for a look only.
+    pace: Mutex<Pace>,
+    /// What the pace counts its time from.
+    pub(super) opened: Instant,
 }
 
 impl fmt::Debug for Cache {
@@ -97,6 +104,9 @@ impl Cache {
             wrong: broadcast::channel(64).0,
             stats,
             writer: Mutex::new(Some(writer)),
+            readers: Readers::default(),
+            pace: Mutex::default(),
+            opened: Instant::now(),
         }))
     }
 
@@ -109,6 +119,35 @@ impl Cache {
     #[must_use]
     pub fn stats(&self) -> &Stats {
         &self.stats
+    }
+
+    /// How fast the remotes are.
+    pub fn pace(&self) -> MutexGuard<'_, Pace> {
+        self.pace.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How many readers wait for chunks.
+    #[must_use]
+    pub fn waiting_readers(&self) -> usize {
+        self.readers.count()
+    }
+
+    /// Bytes of memory that may be in flight for whom no reader waits yet, and how many of them are free. Bytes that the
+    /// disk has not taken yet are not.
+    #[must_use]
+    pub fn ahead(&self) -> (u64, u64) {
+        self.memory.ahead()
+    }
+
+    /// Whether a chunk is in a tier, as far as this process knows, or on its way.
+    #[must_use]
+    pub fn is_near(&self, blob: &Blob, position: usize) -> bool {
+        let Some(chunk) = blob.chunk(position) else {
+            return true;
+        };
+        blob.place(position).is_some()
+            || self.memory.chunks.contains_key(&chunk.digest)
+            || self.chunks.has(&(chunk.digest, chunk.size))
     }
 
     /// Tells of blobs whose bytes were served and then found wrong as a whole: what others keep of them must go.

@@ -19,9 +19,9 @@ impl Cache {
     ) -> Result<ChunkData, CacheError> {
         let chunk = *blob.chunk(position).ok_or(CacheError::Aborted)?;
         if chunk.digest == blob.digest() {
-            let permit = self.memory.reserve(chunk.size).await;
+            let share = self.memory.reserve(chunk.size, None).await;
             let bytes = self.assemble(chunk.digest, chunk.size, not_found).await?;
-            return Ok(self.take_in(blob, position, chunk.digest, bytes, permit));
+            return Ok(self.take_in(blob, position, chunk.digest, bytes, share));
         }
         // A blob that was cut here, because the remote does not cut blobs, and of which a part was evicted since.
         let size = blob.manifest().size();

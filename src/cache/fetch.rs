@@ -1,4 +1,7 @@
-use std::sync::{Arc, PoisonError};
+use std::sync::{
+    Arc, PoisonError,
+    atomic::{AtomicBool, Ordering},
+};
 
 use bytes::Bytes;
 use rusqlite::Connection;
@@ -9,6 +12,7 @@ use super::{
     blob::{known_blob, places},
     data_file::Trust,
     index::{self, Location},
+    memory::Share,
     store::{Command, NewChunk, Pending},
     stream_in::STREAMED,
 };
@@ -57,7 +61,7 @@ impl Cache {
         self.chunk_for(blob, position, true).await
     }
 
-    /// Brings a chunk that no reader waits for yet.
+    /// Brings a chunk that no reader waits for yet. True when it came from a remote and nobody else had asked for it.
     ///
     /// # Errors
     /// As [`Cache::chunk`].
@@ -65,8 +69,10 @@ impl Cache {
         self: &Arc<Self>,
         blob: &Arc<Blob>,
         position: usize,
-    ) -> Result<(), CacheError> {
-        self.chunk_for(blob, position, false).await.map(drop)
+    ) -> Result<bool, CacheError> {
+        let brought = Arc::new(AtomicBool::default());
+        self.join_chunk(blob, position, false, &brought).await?;
+        Ok(brought.load(Ordering::Relaxed))
     }
 
     /// As [`Cache::chunk`], where perhaps no reader waits.
@@ -79,6 +85,19 @@ impl Cache {
         position: usize,
         is_reader: bool,
     ) -> Result<ChunkData, CacheError> {
+        let _waiting = is_reader.then(|| self.readers.enter());
+        self.join_chunk(blob, position, is_reader, &Arc::default())
+            .await
+    }
+
+    /// `brought` is set where this has asked a remote.
+    async fn join_chunk(
+        self: &Arc<Self>,
+        blob: &Arc<Blob>,
+        position: usize,
+        is_reader: bool,
+        brought: &Arc<AtomicBool>,
+    ) -> Result<ChunkData, CacheError> {
         let chunk = blob.chunk(position).ok_or(CacheError::Aborted)?;
         if let Some(arriving) = blob.as_arriving() {
             return self.arriving_part(arriving, position, chunk.size).await;
@@ -86,7 +105,14 @@ impl Cache {
         let key = (chunk.digest, chunk.size);
         let task = |urgency| {
             let (cache, blob) = (Arc::clone(self), Arc::clone(blob));
-            async move { cache.find_chunk(&blob, position, &urgency).await }
+            let brought = Arc::clone(brought);
+            async move {
+                if let Some(data) = cache.find_here(&blob, position).await? {
+                    return Ok(data);
+                }
+                brought.store(true, Ordering::Relaxed);
+                cache.fetch_chunk(&blob, position, &urgency).await
+            }
         };
         let data = match self.chunks.join(key, is_reader, task).await {
             Err(CacheError::Recut { .. }) => {
@@ -240,36 +266,62 @@ impl Cache {
         position: usize,
         urgency: &Urgency,
     ) -> Result<ChunkData, CacheError> {
+        match self.find_here(blob, position).await? {
+            Some(data) => Ok(data),
+            None => self.fetch_chunk(blob, position, urgency).await,
+        }
+    }
+
+    /// A chunk from either tier.
+    async fn find_here(
+        self: &Arc<Self>,
+        blob: &Arc<Blob>,
+        position: usize,
+    ) -> Result<Option<ChunkData>, CacheError> {
         let chunk = *blob.chunk(position).ok_or(CacheError::Aborted)?;
         if let Some(bytes) = self.memory.chunks.get(&chunk.digest)
             && bytes.len() as u64 == chunk.size
         {
-            return Ok(ChunkData::Memory(bytes));
+            return Ok(Some(ChunkData::Memory(bytes)));
         }
-        let on_disk = {
-            let (cache, blob) = (Arc::clone(self), Arc::clone(blob));
-            tokio::task::spawn_blocking(move || cache.find_on_disk(&blob, position))
-        };
-        if let Some(data) = on_disk.await.map_err(|_| CacheError::Aborted)?? {
-            return Ok(data);
+        // One row of the index is read sooner than another thread is woken; verifying takes longer.
+        if self.store.pending(chunk.digest).is_none() && self.store.locate(chunk.digest)?.is_none()
+        {
+            blob.set_place(position, None);
+            return Ok(None);
         }
+        let (cache, blob) = (Arc::clone(self), Arc::clone(blob));
+        let on_disk = tokio::task::spawn_blocking(move || cache.find_on_disk(&blob, position));
+        on_disk.await.map_err(|_| CacheError::Aborted)?
+    }
+
+    async fn fetch_chunk(
+        self: &Arc<Self>,
+        blob: &Arc<Blob>,
+        position: usize,
+        urgency: &Urgency,
+    ) -> Result<ChunkData, CacheError> {
+        let chunk = *blob.chunk(position).ok_or(CacheError::Aborted)?;
         // Who thinks ahead waits in a line of its own, so that a reader never waits behind.
-        let _line = match urgency.is_reader() {
+        let ahead = match urgency.is_reader() {
             true => None,
             false => self.in_line(chunk.size, urgency).await,
         };
-        let permit = self.memory.reserve(chunk.size).await;
+        let share = self.memory.reserve(chunk.size, ahead).await;
         self.stats().add(Counter::Misses, 1);
         let size = Some(chunk.size);
+        let begun = self.pace().begin(self.opened.elapsed());
         let bytes = match self.remote.chunk(chunk.digest, size, urgency).await {
             Ok(bytes) => bytes,
             Err(error) if error.is_not_found() => {
-                drop(permit);
+                drop(share);
                 return self.find_elsewhere(blob, position, error).await;
             }
             Err(error) => return Err(self.failed(chunk.digest, error)),
         };
-        Ok(self.take_in(blob, position, chunk.digest, bytes, permit))
+        let now = self.opened.elapsed();
+        self.pace().done(begun, now, bytes.len() as u64);
+        Ok(self.take_in(blob, position, chunk.digest, bytes, share))
     }
 
     /// Waits for a place in the line of those for whom no reader waits, until one does.
@@ -292,7 +344,7 @@ impl Cache {
         position: usize,
         digest: Digest,
         bytes: Bytes,
-        permit: Option<OwnedSemaphorePermit>,
+        share: Share,
     ) -> ChunkData {
         self.stats().add(Counter::FetchedBytes, bytes.len() as u64);
         self.memory.chunks.insert(digest, bytes.clone());
@@ -303,7 +355,7 @@ impl Cache {
             bytes: bytes.clone(),
             blob: Arc::clone(blob),
             position,
-            _permit: permit,
+            _share: share,
         }));
         ChunkData::Memory(bytes)
     }

@@ -56,6 +56,12 @@ where
     K: Copy + Eq + Hash + Send + 'static,
     V: Clone + Send + Sync + 'static,
 {
+    /// Whether there is one.
+    pub(super) fn has(&self, key: &K) -> bool {
+        let table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        table.contains_key(key)
+    }
+
     /// Joins the flight for `key`, or starts it with `task`. The flight is over before its result is seen, so a failure
     /// is not seen by whoever asks after it.
     pub(super) async fn join<F>(

@@ -51,23 +51,42 @@ impl Memory {
         }
     }
 
-    /// Waits until `bytes` more may be in flight. Something larger than the whole budget may be, alone.
-    pub(super) async fn reserve(&self, bytes: u64) -> Option<OwnedSemaphorePermit> {
+    /// Waits until `bytes` more may be in flight. `ahead` is given back with the share. Something larger than the whole budget may be, alone.
+    pub(super) async fn reserve(&self, bytes: u64, ahead: Option<OwnedSemaphorePermit>) -> Share {
         let permits = u32::try_from(bytes.div_ceil(PERMIT)).unwrap_or(u32::MAX);
-        Arc::clone(&self.in_flight)
-            .acquire_many_owned(permits.min(self.permits))
+        let permit = Arc::clone(&self.in_flight).acquire_many_owned(permits.min(self.permits));
+        Share {
+            _in_flight: permit.await.ok(),
+            _ahead: ahead,
+        }
+    }
+
+    /// Waits until somebody for whom no reader waits may ask for `bytes`. Held until they are written.
+    pub(super) async fn stand_in_line(&self, bytes: u64) -> Option<OwnedSemaphorePermit> {
+        let permits = u32::try_from(bytes.div_ceil(PERMIT)).unwrap_or(u32::MAX);
+        Arc::clone(&self.ahead)
+            .acquire_many_owned(permits.min(self.ahead_permits()))
             .await
             .ok()
     }
 
-    /// Waits until somebody for whom no reader waits may ask for `bytes`. Held while it is on its way.
-    pub(super) async fn stand_in_line(&self, bytes: u64) -> Option<OwnedSemaphorePermit> {
-        let permits = u32::try_from(bytes.div_ceil(PERMIT)).unwrap_or(u32::MAX);
-        Arc::clone(&self.ahead)
-            .acquire_many_owned(permits.min((self.permits / 2).max(1)))
-            .await
-            .ok()
+    /// Bytes that those may take for whom no reader waits, and how many of them are free.
+    pub(super) fn ahead(&self) -> (u64, u64) {
+        let free = self.ahead.available_permits() as u64;
+        (u64::from(self.ahead_permits()) * PERMIT, free * PERMIT)
     }
+
+    fn ahead_permits(&self) -> u32 {
+        (self.permits / 2).max(1)
+    }
+}
+
+/// A share of the budget for bytes in flight, given back when it is dropped.
+#[derive(Debug, Default)]
+pub(super) struct Share {
+    _in_flight: Option<OwnedSemaphorePermit>,
+    /// A place in the line of those for whom no reader waits.
+    _ahead: Option<OwnedSemaphorePermit>,
 }
 
 fn weight(bytes: usize) -> u32 {

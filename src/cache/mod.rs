@@ -8,6 +8,8 @@
 //! - `data_file`, `open_files`, `stamp`: mapped files, and which of their bytes are known to be right
 //! - `writer`: the one thread that writes; `upkeep` is what it does besides; `placing` finds places for chunks, `space` makes room, `rows` is all else
 //! - `blob`: a blob's manifest and where its chunks lie
+//! - `pace`: how fast the remotes are
+//! - `readers`: how many wait
 //! - `flights`: one task per missing object, whatever the number of its waiters
 //! - `fetch`, `closure`: bringing and verifying what is missing; `elsewhere`: chunks that are not where a manifest says
 //! - `complete`: what is here of a tree, and bringing the rest
@@ -34,7 +36,9 @@ mod index;
 mod memory;
 mod names;
 mod open_files;
+mod pace;
 mod placing;
+mod readers;
 mod rows;
 mod space;
 mod stamp;
@@ -53,4 +57,5 @@ pub use data_file::DataFile;
 pub use error::CacheError;
 
 pub use guard::{GuardError, prepare};
+pub use pace::Pace;
 pub use stats::{Counter, Stats, Usage};

@@ -2,84 +2,62 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::Serialize;
 
-/// What is counted. Bytes where the name says so.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Counter {
-    /// Slices of reads that were answered from the memory tier.
-    MemoryHits,
-    /// Slices of reads that were answered from a mapped data file.
-    DiskHits,
-    /// Chunks that had to be fetched from a remote.
-    Misses,
-    /// Directories that had to be fetched from a remote.
-    DirectoryMisses,
-    /// Bytes of chunks that came from a remote.
-    FetchedBytes,
-    /// Bytes that were written to data files.
-    WrittenBytes,
-    /// Bytes of data files that were evicted.
-    EvictedBytes,
-    /// Chunks on disk whose bytes were not what their digest says.
-    DamagedChunks,
-    /// Objects from a remote that did not match their digest or could not be decoded.
-    RejectedObjects,
-    /// Chunks that were not written because there was no room or the disk failed.
-    Unwritten,
-    /// What was not in the cache while no remote was to be asked.
-    OfflineMisses,
+/// Each counter once: what the code calls it, its name for programs, and what it counts, for people.
+macro_rules! counters {
+    ($($variant:ident $name:literal $help:literal)*) => {
+        /// What is counted. Bytes where the name says so.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub enum Counter {
+            $(#[doc = $help] $variant,)*
+        }
+
+        impl Counter {
+            /// All of them, in the order of their numbers.
+            pub const ALL: &[Self] = &[$(Self::$variant,)*];
+
+            /// What it counts, for people.
+            #[must_use]
+            pub const fn help(self) -> &'static str {
+                match self { $(Self::$variant => $help,)* }
+            }
+
+            /// As in the index, in `status --json` and in metrics.
+            #[must_use]
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$variant => $name,)* }
+            }
+        }
+    };
 }
 
-impl Counter {
-    /// All of them, in the order of their numbers.
-    pub const ALL: [Self; 11] = [
-        Self::MemoryHits,
-        Self::DiskHits,
-        Self::Misses,
-        Self::DirectoryMisses,
-        Self::FetchedBytes,
-        Self::WrittenBytes,
-        Self::EvictedBytes,
-        Self::DamagedChunks,
-        Self::RejectedObjects,
-        Self::Unwritten,
-        Self::OfflineMisses,
-    ];
-
-    /// What it counts, for people.
-    #[must_use]
-    pub const fn help(self) -> &'static str {
-        match self {
-            Self::MemoryHits => "Slices of reads answered from memory",
-            Self::DiskHits => "Slices of reads answered from mapped data files",
-            Self::Misses => "Chunks that had to be fetched from a remote",
-            Self::DirectoryMisses => "Directories that had to be fetched from a remote",
-            Self::FetchedBytes => "Bytes of chunks that came from a remote",
-            Self::WrittenBytes => "Bytes written to data files",
-            Self::EvictedBytes => "Bytes of data files that were evicted",
-            Self::DamagedChunks => "Chunks on disk found damaged",
-            Self::RejectedObjects => "Objects from a remote that were not what their digest says",
-            Self::Unwritten => "Chunks that were not written to disk",
-            Self::OfflineMisses => "Objects that were not cached while offline",
-        }
-    }
-
-    /// As in the index, in `status --json` and in metrics.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::MemoryHits => "memory_hits",
-            Self::DiskHits => "disk_hits",
-            Self::Misses => "misses",
-            Self::DirectoryMisses => "directory_misses",
-            Self::FetchedBytes => "fetched_bytes",
-            Self::WrittenBytes => "written_bytes",
-            Self::EvictedBytes => "evicted_bytes",
-            Self::DamagedChunks => "damaged_chunks",
-            Self::RejectedObjects => "rejected_objects",
-            Self::Unwritten => "unwritten",
-            Self::OfflineMisses => "offline_misses",
-        }
-    }
+counters! {
+    MemoryHits "memory_hits" "Slices of reads answered from memory"
+    DiskHits "disk_hits" "Slices of reads answered from mapped data files"
+    Misses "misses" "Chunks that had to be fetched from a remote"
+    DirectoryMisses "directory_misses" "Directories that had to be fetched from a remote"
+    FetchedBytes "fetched_bytes" "Bytes of chunks that came from a remote"
+    WrittenBytes "written_bytes" "Bytes written to data files"
+    EvictedBytes "evicted_bytes" "Bytes of data files that were evicted"
+    DamagedChunks "damaged_chunks" "Chunks on disk found damaged"
+    RejectedObjects "rejected_objects" "Objects from a remote that were not what their digest says"
+    Unwritten "unwritten" "Chunks that were not written because there was no room or the disk failed"
+    OfflineMisses "offline_misses" "Objects that were not cached while offline"
+    SequentialBytes "prefetch_sequential_bytes" "Bytes fetched ahead of readers who go through a file in order"
+    SequentialUsed "prefetch_sequential_used_bytes" "Of those, bytes of chunks that were read"
+    SequentialLate "prefetch_sequential_late_bytes" "Of those read, bytes that a reader had to wait for"
+    SequentialWasted "prefetch_sequential_wasted_bytes" "Of those, bytes of chunks that nobody read"
+    SiblingBytes "prefetch_siblings_bytes" "Bytes fetched ahead of readers who go from file to file"
+    SiblingUsed "prefetch_siblings_used_bytes" "Of those, bytes of chunks that were read"
+    SiblingLate "prefetch_siblings_late_bytes" "Of those read, bytes that a reader had to wait for"
+    SiblingWasted "prefetch_siblings_wasted_bytes" "Of those, bytes of chunks that nobody read"
+    ProfileBytes "prefetch_profile_bytes" "Bytes fetched because an earlier mount read them"
+    ProfileUsed "prefetch_profile_used_bytes" "Of those, bytes of chunks that were read"
+    ProfileLate "prefetch_profile_late_bytes" "Of those read, bytes that a reader had to wait for"
+    ProfileWasted "prefetch_profile_wasted_bytes" "Of those, bytes of chunks that nobody read"
+    TreeBytes "prefetch_tree_bytes" "Bytes fetched to have the whole tree, or the paths that were asked for"
+    TreeUsed "prefetch_tree_used_bytes" "Of those, bytes of chunks that were read"
+    TreeLate "prefetch_tree_late_bytes" "Of those read, bytes that a reader had to wait for"
+    TreeWasted "prefetch_tree_wasted_bytes" "Of those, bytes of chunks that nobody read"
 }
 
 /// Counters of this process.
@@ -101,8 +79,8 @@ impl Stats {
     /// Name and value of each.
     pub fn iter(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
         Counter::ALL
-            .into_iter()
-            .map(|counter| (counter.name(), self.get(counter)))
+            .iter()
+            .map(|counter| (counter.name(), self.get(*counter)))
     }
 }
 

@@ -6,11 +6,12 @@ use std::{
 };
 
 use bytes::Bytes;
-use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use tokio::sync::oneshot;
 
 use super::{
     Blob, CacheError, Config, DataFile, Quota, Stats,
     index::{self, Index, Location},
+    memory::Share,
     open_files::OpenFiles,
 };
 use crate::{
@@ -75,8 +76,8 @@ pub(super) struct NewChunk {
     /// The blob it was fetched for, and its position there.
     pub(super) blob: Arc<Blob>,
     pub(super) position: usize,
-    /// Its share of the memory budget.
-    pub(super) _permit: Option<OwnedSemaphorePermit>,
+    /// Given back once it is written.
+    pub(super) _share: Share,
 }
 
 impl Store {

@@ -283,8 +283,8 @@ impl Cache {
         intake.parts.truncate(position);
         intake.parts.push((part, size));
         let (blob, at) = intake.place(position, part, size);
-        let permit = self.memory.reserve(size).await;
-        self.take_in(&blob, at, part, bytes, permit);
+        let share = self.memory.reserve(size, None).await;
+        self.take_in(&blob, at, part, bytes, share);
         if let Some(arriving) = &intake.arriving {
             arriving.arrived(position, part);
             if differs {

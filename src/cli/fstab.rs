@@ -9,7 +9,8 @@ const IGNORED: [&str; 22] = [
     "async", "sync",
 ];
 /// Our options, as `--name value` or, without a value, as `--name`.
-const WITH_VALUE: [&str; 17] = [
+const WITH_VALUE: [&str; 18] = [
+    "prefetch",
     "outage",
     "timeout",
     "hedge",

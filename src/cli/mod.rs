@@ -32,6 +32,7 @@ mod mountpoint;
 mod name;
 mod open;
 mod paths;
+mod prefetch;
 mod progress;
 mod roots;
 mod runtime;

@@ -17,6 +17,7 @@ use super::{
     control::{Control, MountStatus, Mounted},
     daemon, mountpoint, open,
     paths::is_root,
+    prefetch::PrefetchArgs,
     runtime,
 };
 use crate::{
@@ -114,6 +115,9 @@ pub(super) struct Args {
     /// Stay in the foreground, log to stderr and tell systemd when the mount answers
     #[arg(long, env = "CASTORE_FOREGROUND")]
     foreground: bool,
+
+    #[command(flatten)]
+    prefetch: PrefetchArgs,
 
     #[command(flatten)]
     remotes: RemoteArgs,
@@ -306,6 +310,7 @@ async fn serve(
         xattr: args.xattr,
         owner: (args.owner.0, args.owner.1),
         daemon: std::process::id().to_string(),
+        prefetch: args.prefetch.mode(),
         cache_dir: std::path::absolute(cache.dir())?.display().to_string(),
     };
     let mount_options = MountOptions {

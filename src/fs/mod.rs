@@ -47,7 +47,7 @@ use self::{inodes::Inodes, listing::Handles, troubles::Troubles};
 use crate::{
     cache::Cache,
     model::{Digest, Directory, Node},
-    prefetch::Prefetch,
+    prefetch::{self, Prefetch},
 };
 
 /// What may differ from one mount to the next.
@@ -61,6 +61,7 @@ pub struct Options {
     pub xattr: bool,
     /// User and group that everything belongs to.
     pub owner: (u32, u32),
+    pub prefetch: prefetch::Mode,
     /// Answer of the attribute `user.castore.daemon` of the root.
     pub daemon: String,
     /// Answer of the attribute `user.castore.cache` of the root.
@@ -106,7 +107,7 @@ impl Filesystem {
     #[must_use]
     pub fn new(cache: Arc<Cache>, root: Root, options: Options) -> Self {
         Self {
-            prefetch: Prefetch::new(Arc::clone(&cache)),
+            prefetch: Prefetch::new(Arc::clone(&cache), options.prefetch),
             inodes: Inodes::new(&root),
             cache,
             options,
@@ -138,6 +139,12 @@ impl Filesystem {
     #[must_use]
     pub fn ttl(&self, parent: u64) -> Option<Duration> {
         (self.changes && parent == root::ROOT_ID).then_some(self.options.names_ttl)
+    }
+
+    /// What is fetched ahead of readers.
+    #[must_use]
+    pub const fn prefetch(&self) -> &Prefetch {
+        &self.prefetch
     }
 
     /// The last errors that a reader has met, the newest last.

@@ -1,7 +1,56 @@
 use std::sync::Arc;
 
-use super::{Filesystem, FsError, Held, Miss, Outcome};
-use crate::{cache::Slice, model::Node};
+use super::{Filesystem, FsError, Held, Miss, Outcome, root::ROOT_ID};
+
+use crate::{
+    cache::Slice,
+    model::{Digest, Node},
+    prefetch::{Place, Read, Whereabouts},
+};
+
+/// Directories are not followed further up than this: hints may form a ring.
+const MAX_DEPTH: usize = 4096;
+
+/// Where a read happens.
+struct Reader<'a> {
+    fs: &'a Filesystem,
+    id: u64,
+}
+
+impl Whereabouts for Reader<'_> {
+    fn place(&self) -> Option<Place> {
+        let mut stack = Vec::new();
+        let (mut at, mut closure) = (self.id, Digest::empty());
+        let mut ids = Vec::new();
+        while at != ROOT_ID {
+            let (parent, name) = self.fs.inodes.get(at).ok()?.hint();
+            let Ok(parent) = self.fs.inodes.get(parent) else {
+                break; // A root that is made of names.
+            };
+            let Node::Directory { digest, .. } = parent.node() else {
+                return None;
+            };
+            if ids.is_empty() {
+                closure = parent.closure();
+            }
+            let directory = self.fs.cache.directory_at_hand(*digest)?;
+            let position = directory.position(name.as_bytes())?;
+            stack.push((directory, position));
+            at = parent.id();
+            ids.push(at);
+            if ids.len() > MAX_DEPTH {
+                return None;
+            }
+        }
+        stack.reverse();
+        Some(Place {
+            directory: *ids.first()?,
+            above: ids.get(1).copied().unwrap_or(0),
+            stack,
+            closure,
+        })
+    }
+}
 
 impl Filesystem {
     /// Up to `len` bytes of a file from `offset`, as slices that are to be written to the reader as they are. What lies
@@ -49,10 +98,19 @@ impl Filesystem {
                 None => missing.push(wanted.index),
             }
         }
+        // Not once more when the request is run again with what it missed.
+        if held.has_no_chunks() {
+            let read = Read {
+                blob: &blob,
+                offset,
+                len,
+                missing: &missing,
+            };
+            self.prefetch.read(&read, &Reader { fs: self, id });
+        }
         if missing.is_empty() {
             return Outcome::Ready(Ok(slices));
         }
-        self.prefetch.missed(&blob, &missing);
         Outcome::Miss(Miss::Chunks {
             inode: id,
             blob: Arc::clone(&blob),

@@ -80,6 +80,10 @@ impl Held {
         self.chunks.get(&position).cloned()
     }
 
+    pub(super) fn has_no_chunks(&self) -> bool {
+        self.chunks.is_empty()
+    }
+
     pub(super) const fn cached_bytes(&self) -> Option<u64> {
         self.cached_bytes
     }

@@ -69,10 +69,15 @@ impl Directory {
     /// The node with this name.
     #[must_use]
     pub fn get(&self, name: &[u8]) -> Option<&Node> {
+        self.position(name).map(|index| &self.entries[index].node)
+    }
+
+    /// Where the entry with this name is among the entries.
+    #[must_use]
+    pub fn position(&self, name: &[u8]) -> Option<usize> {
         self.entries
             .binary_search_by(|entry| entry.name.as_bytes()[..].cmp(name))
             .ok()
-            .map(|index| &self.entries[index].node)
     }
 
     /// Number of entries below it: its own and those of all its child directories.

@@ -1,44 +1,109 @@
 use std::ops::Range;
 
-/// The most chunks that are fetched ahead.
-const MAX: usize = 32;
+/// What is fetched ahead at first, in bytes.
+const FIRST: u64 = 1 << 20;
+/// Readers of one file that are followed at once; the one that has not read for longest goes first.
+const CURSORS: usize = 32;
+/// A read that begins so many bytes after the one before goes on from it, at the most …
+const NEAR: u64 = 128 << 10;
+/// … and, once the reader has gone on so many times, it may skip or go back as many bytes as …
+const PROVEN: u32 = 3;
+/// … these.
+const STRIDE: u64 = 1 << 20;
+/// So many new readers in a row who did not go on make the file one that is read at random.
+const RANDOM: u32 = 16;
 
-/// Where a reader is in a blob, in chunks.
+/// Where the readers of one file are, in bytes. Numbers to numbers: it knows no clock and no network.
 #[derive(Debug, Default)]
-pub(super) struct Window {
-    /// The first chunk that the reader waited for last.
-    at: usize,
-    /// The first chunk that was neither asked for nor fetched ahead.
-    next: usize,
-    /// Chunks to fetch ahead.
-    len: usize,
+pub(super) struct Cursors {
+    /// The one that read last is the last.
+    cursors: Vec<Cursor>,
+    /// New readers since one went on.
+    lone: u32,
 }
 
-impl Window {
-    /// A reader waits for the chunks from `first` to `last` of a blob that has `count`. Answers what to fetch besides.
+#[derive(Debug, Clone)]
+struct Cursor {
+    /// Where its first read began.
+    first: u64,
+    /// End of what it has read.
+    at: u64,
+    /// End of what was to be fetched for it.
+    ahead: u64,
+    /// Bytes that it has read.
+    read: u64,
+    /// Reads that went on from the one before.
+    steps: u32,
+}
+
+impl Cursors {
+    /// Somebody reads `range` of a file of `size` bytes, and up to `most` bytes may be fetched ahead of it. Answers what to
+    /// fetch besides.
     ///
-    /// A miss from where the reader was up to where the window ends is a reader in order, and the window doubles: also one
-    /// for what is still on its way, which came too late. Any other miss is a new reader or a random one: it gets nothing
-    /// until it goes on from there.
-    pub(super) fn missed(&mut self, first: usize, last: usize, count: usize) -> Range<usize> {
-        let in_order = self.next > 0 && self.at <= first && first <= self.next;
-        self.len = match in_order {
-            true => (self.len * 2).clamp(1, MAX),
+    /// A read from where a reader was, or a little further, is that reader's; all else is a new reader. One that goes on
+    /// gets twice as much ahead as it has read, from 1 MiB on, unless it skips more than it reads. A new one gets nothing
+    /// before it goes on, except at the beginning of the file.
+    pub(super) fn read(&mut self, range: Range<u64>, size: u64, most: u64) -> Range<u64> {
+        let nothing = range.end..range.end;
+        if range.is_empty() || range.end > size {
+            return nothing;
+        }
+        let Some(index) = self.reader_at(range.start) else {
+            return self.begin(&range, size, most);
+        };
+        let mut cursor = self.cursors.remove(index);
+        if range.end > cursor.at {
+            cursor.read += range.end - range.start.max(cursor.at);
+            cursor.at = range.end;
+            cursor.steps = cursor.steps.saturating_add(1);
+            self.lone = 0;
+        }
+        let passed = cursor.at - cursor.first;
+        let pays = passed <= cursor.read.saturating_mul(2).saturating_add(FIRST);
+        let window = match pays {
+            true => cursor.read.saturating_mul(2).max(FIRST).min(most),
             false => 0,
         };
-        let after = last.saturating_add(1).min(count);
-        let end = after.saturating_add(self.len).min(count);
-        // What is on its way already is not asked for again.
-        let start = match in_order {
-            true => after.max(self.next).min(end),
-            false => after,
-        };
-        self.at = first;
-        self.next = match in_order {
-            true => end.max(self.next),
-            false => end,
-        };
+        let start = cursor.ahead.max(cursor.at);
+        let end = cursor.at.saturating_add(window).min(size).max(start);
+        cursor.ahead = end;
+        self.cursors.push(cursor);
         start..end
+    }
+
+    /// The reader whom a read that begins there belongs to: the nearest that it can go on from.
+    fn reader_at(&self, start: u64) -> Option<usize> {
+        let candidates = self.cursors.iter().enumerate().filter(|(_, cursor)| {
+            if cursor.steps < PROVEN {
+                return (cursor.at..=cursor.at.saturating_add(NEAR)).contains(&start);
+            }
+            let from = cursor.at.saturating_sub(STRIDE);
+            let to = cursor.ahead.max(cursor.at).saturating_add(STRIDE);
+            (from..=to).contains(&start)
+        });
+        candidates
+            .min_by_key(|(_, cursor)| cursor.at.abs_diff(start))
+            .map(|(index, _)| index)
+    }
+
+    fn begin(&mut self, range: &Range<u64>, size: u64, most: u64) -> Range<u64> {
+        self.lone = self.lone.saturating_add(1);
+        let window = match range.start == 0 && self.lone < RANDOM {
+            true => FIRST.min(most),
+            false => 0,
+        };
+        let end = range.end.saturating_add(window).min(size);
+        if self.cursors.len() == CURSORS {
+            self.cursors.remove(0);
+        }
+        self.cursors.push(Cursor {
+            first: range.start,
+            at: range.end,
+            ahead: end,
+            read: range.end - range.start,
+            steps: 0,
+        });
+        range.end..end
     }
 }
 
@@ -48,29 +113,128 @@ mod tests {
 
     use super::*;
 
+    const KIB: u64 = 1 << 10;
+    const MIB: u64 = 1 << 20;
+    const SIZE: u64 = 1 << 30;
+
     #[test]
     fn it_doubles_while_the_reader_goes_on() {
-        let mut window = Window::default();
-        assert_eq!(window.missed(0, 0, 100), 1..1);
-        assert_eq!(window.missed(1, 1, 100), 2..3);
-        assert_eq!(window.missed(3, 3, 100), 4..6);
-        assert_eq!(window.missed(6, 6, 100), 7..11);
-        // Too late: what comes is on its way, and the reader waits in the middle of it.
-        assert_eq!(window.missed(8, 8, 100), 11..17);
-        assert_eq!(window.missed(50, 50, 100), 51..51);
-        assert_eq!(window.missed(51, 52, 100), 53..54);
+        let mut cursors = Cursors::default();
+        let mut read = |start: u64, len: u64| cursors.read(start..start + len, SIZE, 16 * MIB);
+        assert_eq!(read(0, 128 * KIB), 128 * KIB..128 * KIB + MIB);
+        assert_eq!(read(128 * KIB, 384 * KIB).end, 512 * KIB + MIB);
+        assert_eq!(read(512 * KIB, 512 * KIB), 1536 * KIB..3 * MIB);
+        assert_eq!(read(MIB, MIB).end, 6 * MIB);
+        assert_eq!(read(2 * MIB, 2 * MIB).end, 12 * MIB);
+        assert_eq!(read(4 * MIB, 8 * MIB).end, 28 * MIB, "no more than may be");
+        // A skip keeps the reader, and what was skipped is left alone.
+        assert_eq!(read(28 * MIB + 512 * KIB, MIB).start, 29 * MIB + 512 * KIB);
+        // And so does a short step back, which asks for nothing twice.
+        let back = read(29 * MIB, KIB);
+        assert!(back.is_empty(), "{back:?}");
+    }
+
+    #[test]
+    fn interleaved_readers_are_told_apart() {
+        let mut cursors = Cursors::default();
+        let mut fetched = 0;
+        for step in 0..64 {
+            for reader in 0..8 {
+                let start = reader * SIZE / 8 + step * 128 * KIB;
+                let ahead = cursors.read(start..start + 128 * KIB, SIZE, 4 * MIB);
+                fetched += ahead.end - ahead.start;
+            }
+        }
+        assert_eq!(
+            fetched,
+            8 * 4 * MIB + 8 * 64 * 128 * KIB - 8 * 128 * KIB - lost(&cursors)
+        );
+    }
+
+    /// What was not fetched ahead, because it was read first.
+    fn lost(cursors: &Cursors) -> u64 {
+        let of_one = |cursor: &Cursor| match cursor.first {
+            0 => 0,
+            _ => 128 * KIB,
+        };
+        cursors.cursors.iter().map(of_one).sum()
+    }
+
+    #[test]
+    fn random_reads_get_next_to_nothing() {
+        let mut cursors = Cursors::default();
+        let mut state = 1_u64;
+        let mut fetched = 0;
+        for _ in 0..1000 {
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1);
+            let start = (state >> 20) % (SIZE - 4 * KIB) / (4 * KIB) * 4 * KIB;
+            let ahead = cursors.read(start..start + 4 * KIB, SIZE, 16 * MIB);
+            fetched += ahead.end - ahead.start;
+        }
+        // A thousand chunks of 256 KiB are touched.
+        assert!(fetched < 16 * MIB, "{fetched}");
+    }
+
+    #[test]
+    fn a_reader_that_skips_more_than_it_reads_gets_nothing() {
+        let mut cursors = Cursors::default();
+        let mut last = 0;
+        for step in 0..100 {
+            let start = step * 100 * KIB;
+            let ahead = cursors.read(start..start + 4 * KIB, SIZE, 16 * MIB);
+            last = ahead.end - ahead.start;
+        }
+        assert_eq!(last, 0);
     }
 
     proptest! {
+        /// Never what was to be fetched before for the same reader, never beyond the file, never more than may be.
         #[test]
-        fn never_what_was_asked_and_never_beyond_the_end(
-            misses in proptest::collection::vec((0..50_usize, 0..4_usize), 1..50),
+        fn it_keeps_to_its_bounds(
+            reads in proptest::collection::vec((0..64_u64, 1..2048_u64, any::<bool>()), 1..200),
+            most in 0..8 * MIB,
         ) {
-            let mut window = Window::default();
-            for (first, more) in misses {
-                let last = (first + more).min(49);
-                let ahead = window.missed(first, last, 50);
-                prop_assert!(ahead.start > last && ahead.end <= 50 && ahead.len() <= MAX);
+            let size = 64 * MIB;
+            let mut cursors = Cursors::default();
+            let mut at = 0;
+            for (place, kib, goes_on) in reads {
+                let start = if goes_on { at } else { place * MIB };
+                let end = (start + kib * KIB).min(size);
+                at = end;
+                let ends: Vec<_> = cursors.cursors.iter().map(|cursor| cursor.ahead).collect();
+                let ahead = cursors.read(start..end, size, most);
+                prop_assert!(ahead.start <= ahead.end && ahead.end <= size.max(end));
+                prop_assert!(ahead.end - ahead.start <= most + 2 * MIB);
+                if !ahead.is_empty() {
+                    let cursor = cursors.cursors.last().unwrap();
+                    prop_assert!(cursor.ahead - cursor.at <= most);
+                    prop_assert!(ahead.start >= end.min(cursor.at));
+                    prop_assert!(ahead.start == end || ends.contains(&ahead.start));
+                }
+                prop_assert!(cursors.cursors.len() <= CURSORS);
+            }
+        }
+
+        /// One reader in order is asked for each byte once.
+        #[test]
+        fn a_sequential_reader_has_no_byte_fetched_twice(
+            lens in proptest::collection::vec(1..1024_u64, 1..200),
+            most in MIB..32 * MIB,
+        ) {
+            let size = 64 * MIB;
+            let mut cursors = Cursors::default();
+            let (mut at, mut ahead_until) = (0, 0);
+            for kib in lens {
+                let end = (at + kib * KIB).min(size);
+                let ahead = cursors.read(at..end, size, most);
+                if !ahead.is_empty() {
+                    prop_assert!(ahead.start >= ahead_until);
+                    prop_assert_eq!(ahead.start, end.max(ahead_until));
+                    ahead_until = ahead.end;
+                }
+                at = end;
             }
         }
     }

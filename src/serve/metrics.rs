@@ -91,7 +91,7 @@ impl Collector for Values {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
         let Source { cache, gauges } = &*self.0;
         for counter in Counter::ALL {
-            let metric = ConstCounter::new(cache.stats().get(counter));
+            let metric = ConstCounter::new(cache.stats().get(*counter));
             let encoder = encoder.encode_descriptor(
                 counter.name(),
                 counter.help(),

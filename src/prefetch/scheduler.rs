@@ -1,0 +1,407 @@
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError, Weak},
+    time::{Duration, Instant},
+};
+
+use tokio::{runtime::Handle, sync::Notify, task::AbortHandle};
+
+use super::{kind::Kind, ledger::Ledger, queue::Queue};
+use crate::{
+    cache::{Blob, Cache, CacheError, Pace},
+    model::Digest,
+};
+
+/// Requests under way at once.
+const REQUESTS: usize = 192;
+/// Bytes that may be under way before anything is known of the remotes, and on a line that is faster than this machine.
+const START: u64 = 2 << 20;
+/// As long as something waits that may not go yet, it is looked at again after this time.
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
+/// A file that nobody has read for this time has been closed, as far as anybody can say: where the kernel opens files by itself,
+/// it does not tell.
+const IDLE: Duration = Duration::from_secs(5);
+/// After a reader had to wait, filling a tree stands back for this time.
+const STAND_BACK: Duration = Duration::from_secs(1);
+
+/// For whom something is fetched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Source {
+    /// The readers of a file.
+    File(Digest),
+    /// One who goes from file to file.
+    Walk(u64),
+    Profile,
+    Tree,
+}
+
+/// What to fetch.
+#[derive(Debug, Clone)]
+pub(super) enum Job {
+    Chunk(Arc<Blob>, usize),
+    /// The first `most` bytes of a file.
+    File {
+        digest: Digest,
+        size: u64,
+        most: u64,
+    },
+}
+
+impl Job {
+    fn bytes(&self) -> u64 {
+        match self {
+            Self::Chunk(blob, position) => blob
+                .manifest()
+                .chunks()
+                .get(*position)
+                .map_or(0, |chunk| chunk.size),
+            Self::File { size, most, .. } => *size.min(most),
+        }
+    }
+}
+
+/// A job is in the queue once: chunks by their digest, files by theirs and how much of them is wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Key {
+    Chunk(Digest),
+    File(Digest, u64),
+}
+
+/// Fetches what is wanted ahead, as fast as the line, the memory and the disk take it, and after what readers wait for:
+/// that never comes by here.
+#[derive(Debug)]
+pub(super) struct Scheduler {
+    cache: Arc<Cache>,
+    runtime: Handle,
+    pub(super) ledger: Ledger,
+    wake: Notify,
+    /// The lock is held for a look only, and no other is taken under it.
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    queue: Queue<Source, Key, Job>,
+    /// Under way, by a number of their own.
+    running: HashMap<u64, Running>,
+    next: u64,
+    /// Their cost in bytes.
+    cost: u64,
+    /// Files that are read, and when they were last.
+    files: HashMap<Digest, Instant>,
+    /// When a reader was last seen to wait.
+    waited: Option<Instant>,
+}
+
+#[derive(Debug)]
+struct Running {
+    source: Source,
+    cost: u64,
+    task: Option<AbortHandle>,
+}
+
+enum Next {
+    Start(u64, Kind, Source, Job),
+    /// Something waits that may go later.
+    Later,
+    /// Nothing to do before something is pushed or comes.
+    Nothing,
+}
+
+impl Scheduler {
+    /// Must be called within a tokio runtime.
+    pub(super) fn start(cache: Arc<Cache>) -> Arc<Self> {
+        let scheduler = Arc::new(Self {
+            ledger: Ledger::new(Arc::clone(&cache)),
+            cache,
+            runtime: Handle::current(),
+            wake: Notify::new(),
+            state: Mutex::default(),
+        });
+        scheduler
+            .runtime
+            .spawn(Self::run(Arc::downgrade(&scheduler)));
+        scheduler
+    }
+
+    /// Wants chunks of a blob; those that are near already are left out.
+    pub(super) fn push_chunks(
+        &self,
+        kind: Kind,
+        source: Source,
+        blob: &Arc<Blob>,
+        positions: impl Iterator<Item = usize>,
+    ) -> u64 {
+        let chunks = blob.manifest().chunks();
+        let wanted: Vec<_> = positions
+            .filter(|position| !self.cache.is_near(blob, *position))
+            .collect();
+        let mut bytes = 0;
+        {
+            let mut state = self.state();
+            for position in wanted {
+                let Some(chunk) = chunks.get(position) else {
+                    continue;
+                };
+                let job = Job::Chunk(Arc::clone(blob), position);
+                if state
+                    .queue
+                    .push(kind, source, Key::Chunk(chunk.digest), job)
+                {
+                    bytes += chunk.size;
+                }
+            }
+        }
+        if bytes > 0 {
+            self.wake.notify_one();
+        }
+        bytes
+    }
+
+    /// Wants the first `most` bytes of a file. False when that is wanted already.
+    pub(super) fn push_file(
+        &self,
+        kind: Kind,
+        source: Source,
+        digest: Digest,
+        size: u64,
+        most: u64,
+    ) -> bool {
+        let job = Job::File { digest, size, most };
+        let key = Key::File(digest, most.min(size));
+        let is_new = self.state().queue.push(kind, source, key, job);
+        if is_new {
+            self.wake.notify_one();
+        }
+        is_new
+    }
+
+    /// The walk for which a file waits in the queue.
+    pub(super) fn walk_that_wants(&self, digest: Digest, size: u64) -> Option<u64> {
+        match self.state().queue.source_of(&Key::File(digest, size))? {
+            Source::Walk(walk) => Some(walk),
+            Source::File(_) | Source::Profile | Source::Tree => None,
+        }
+    }
+
+    /// Where the fetches run.
+    pub(super) const fn runtime(&self) -> &Handle {
+        &self.runtime
+    }
+
+    /// Drops all that waits; what was fetched and not read counts as wasted.
+    pub(super) fn close(&self) {
+        self.state().queue = Queue::default();
+        self.ledger.close();
+    }
+
+    /// How many jobs of a kind wait.
+    pub(super) fn waiting(&self, kind: Kind) -> usize {
+        self.state().queue.len_of(kind)
+    }
+
+    /// The most bytes that may be fetched ahead of one reader: what several round trips bring, and a fair share of the
+    /// memory.
+    pub(super) fn most_ahead(&self) -> u64 {
+        let product = self.cache.pace().product();
+        let (budget, _) = self.cache.ahead();
+        let files = self.state().queue.sources(Kind::Sequential).max(1) as u64;
+        (4 * product).max(8 << 20).min(budget / files.min(64))
+    }
+
+    /// A file is read.
+    pub(super) fn note_reader(&self, file: Digest) {
+        self.state().files.insert(file, Instant::now());
+    }
+
+    /// Nobody wants anything for this source any more. What somebody waits for goes on.
+    pub(super) fn cancel(&self, source: Source) {
+        let tasks: Vec<_> = {
+            let mut state = self.state();
+            if let Source::File(digest) = source {
+                state.files.remove(&digest);
+            }
+            state.queue.cancel(source);
+            let of_source = state
+                .running
+                .values()
+                .filter(|running| running.source == source);
+            of_source
+                .filter_map(|running| running.task.clone())
+                .collect()
+        };
+        for task in tasks {
+            task.abort();
+        }
+    }
+
+    /// Files that nobody has read for a while.
+    fn idle(&self) -> Vec<Digest> {
+        if self.cache.waiting_readers() > 0 {
+            return Vec::new(); // It may be one of those.
+        }
+        let state = self.state();
+        let idle = state.files.iter().filter(|(_, read)| read.elapsed() > IDLE);
+        idle.map(|(file, _)| *file).collect()
+    }
+
+    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn run(this: Weak<Self>) {
+        let mut cleaned = Instant::now();
+        loop {
+            let Some(scheduler) = this.upgrade() else {
+                return;
+            };
+            let mut more = scheduler.next();
+            while let Next::Start(number, kind, source, job) = more {
+                scheduler.begin(number, kind, source, job);
+                more = scheduler.next();
+            }
+            if cleaned.elapsed() > IDLE / 5 {
+                cleaned = Instant::now();
+                for file in scheduler.idle() {
+                    scheduler.cancel(Source::File(file));
+                }
+            }
+            let is_idle = matches!(more, Next::Nothing);
+            let pause = if is_idle { IDLE / 5 } else { LOOK_AGAIN };
+            // A mount that is gone is noticed at the next look, since this holds no reference across the wait longer than that.
+            let _ = tokio::time::timeout(pause, scheduler.wake.notified()).await;
+        }
+    }
+
+    fn next(&self) -> Next {
+        let (product, is_queueing) = {
+            let pace = self.cache.pace();
+            (pace.product(), pace.is_queueing())
+        };
+        let (budget, free) = self.cache.ahead();
+        let readers = self.cache.waiting_readers();
+        let mut state = self.state();
+        if readers > 0 {
+            state.waited = Some(Instant::now());
+        }
+        let Some((kind, job)) = state.queue.peek() else {
+            return Next::Nothing;
+        };
+        let bytes = job.bytes();
+        let cost = Pace::cost(bytes);
+        let first = state.running.is_empty();
+        if !first && free < bytes.min(budget) {
+            return Next::Later; // The disk, or the line, is behind.
+        }
+        if kind == Kind::Tree {
+            let disturbs = state.waited.is_some_and(|at| at.elapsed() < STAND_BACK);
+            let probe = if is_queueing { 0 } else { cost };
+            let full = state.cost + cost > product + probe;
+            if readers > 0 || !first && (disturbs || full) {
+                return Next::Later;
+            }
+        } else {
+            let limit = (2 * product).max(START).min(budget);
+            if !first && (state.cost + cost > limit || state.running.len() >= REQUESTS) {
+                return Next::Nothing; // What is under way will wake us.
+            }
+        }
+        let Some((kind, source, _, job)) = state.queue.pop() else {
+            return Next::Nothing;
+        };
+        let number = state.next;
+        state.next += 1;
+        state.cost += cost;
+        let running = Running {
+            source,
+            cost,
+            task: None,
+        };
+        state.running.insert(number, running);
+        Next::Start(number, kind, source, job)
+    }
+
+    fn begin(self: &Arc<Self>, number: u64, kind: Kind, source: Source, job: Job) {
+        let slot = Slot {
+            scheduler: Arc::clone(self),
+            number,
+        };
+        let task = self.runtime.spawn(async move {
+            let scheduler = Arc::clone(&slot.scheduler);
+            // A failure is told to the reader who asks for the chunk, not to nobody.
+            if let Err(error) = scheduler.fetch(kind, source, job).await {
+                tracing::debug!(%error, kind = kind.name(), "prefetch failed");
+            }
+            drop(slot);
+        });
+        if let Some(running) = self.state().running.get_mut(&number) {
+            running.task = Some(task.abort_handle());
+        }
+    }
+
+    async fn fetch(&self, kind: Kind, source: Source, job: Job) -> Result<(), CacheError> {
+        match job {
+            Job::Chunk(blob, position) => self.fetch_chunk(kind, source, &blob, position).await,
+            Job::File { digest, size, most } => {
+                let blob = self.cache.blob(digest, size).await?;
+                if blob.manifest().chunks().len() == 1 {
+                    return self.fetch_chunk(kind, source, &blob, 0).await;
+                }
+                let chunks = blob.manifest().chunks();
+                let wanted = chunks.partition_point(|chunk| chunk.offset < most);
+                self.push_chunks(kind, source, &blob, 0..wanted);
+                Ok(())
+            }
+        }
+    }
+
+    async fn fetch_chunk(
+        &self,
+        kind: Kind,
+        source: Source,
+        blob: &Arc<Blob>,
+        position: usize,
+    ) -> Result<(), CacheError> {
+        let Some(chunk) = blob.manifest().chunks().get(position) else {
+            return Ok(());
+        };
+        // Somebody may have been faster.
+        if self.cache.is_near(blob, position) {
+            return Ok(());
+        }
+        self.ledger.began(chunk.digest, chunk.size, kind, source);
+        let entry = Open(&self.ledger, chunk.digest);
+        if self.cache.prefetch(blob, position).await? {
+            self.ledger.came(chunk.digest);
+        }
+        drop(entry);
+        Ok(())
+    }
+}
+
+/// An entry of the ledger: what has not come when this is dropped is gone.
+struct Open<'a>(&'a Ledger, Digest);
+
+impl Drop for Open<'_> {
+    fn drop(&mut self) {
+        self.0.gone(self.1);
+    }
+}
+
+/// A place among those under way.
+struct Slot {
+    scheduler: Arc<Scheduler>,
+    number: u64,
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        {
+            let mut state = self.scheduler.state();
+            if let Some(running) = state.running.remove(&self.number) {
+                state.cost = state.cost.saturating_sub(running.cost);
+            }
+        }
+        self.scheduler.wake.notify_one();
+    }
+}
