@@ -17,7 +17,7 @@
     reason = "a benchmark stops by panicking, and its figures are for people"
 )]
 
-#[path = "others.rs"]
+#[path = "others/mod.rs"]
 mod others;
 #[path = "../tests/support/mod.rs"]
 mod support;

@@ -162,6 +162,7 @@ fn config(dir: PathBuf, size: u64) -> Config {
         min_free: Quota::Bytes(0),
         memory: 16 * MIB,
         trust_streams: false,
+        bandwidth: castore::cache::Bandwidth::default(),
     }
 }
 

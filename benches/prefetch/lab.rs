@@ -43,7 +43,7 @@ pub struct Lab {
     plain: Option<Proxy>,
     uploaded: OnceLock<()>,
     /// Dropped last.
-    _hub: Hub,
+    hub: Hub,
 }
 
 /// A remote behind a link.
@@ -70,9 +70,9 @@ impl Lab {
             weed,
             uploaded: OnceLock::new(),
             scratch,
-            _hub: hub,
+            hub,
         };
-        let proxy = Proxy::start(lab._hub.port());
+        let proxy = Proxy::start(lab.hub.port());
         let grpc = Remote {
             name: "gRPC",
             address: format!("grpc+http://127.0.0.1:{}", proxy.port()),
@@ -88,14 +88,9 @@ impl Lab {
         });
         let remotes = [Some(grpc), s3].into_iter().flatten();
         lab.remotes = remotes
-            .filter(|remote| lab.wants("CASTORE_BENCH_REMOTES", remote.name))
+            .filter(|remote| wants("CASTORE_BENCH_REMOTES", remote.name))
             .collect();
         lab
-    }
-
-    pub fn wants(&self, variable: &str, name: &str) -> bool {
-        let wanted = env::var(variable).ok();
-        wanted.is_none_or(|wanted| wanted.split(',').any(|one| one.eq_ignore_ascii_case(name)))
     }
 
     /// Where the files of a tree are, before they were imported.
@@ -117,7 +112,7 @@ impl Lab {
         let import = self.scratch.command([Path::new("import"), &source]);
         let digest = run(import).trim().to_owned();
         if let Some(weed) = &self.weed
-            && self.wants("CASTORE_BENCH_REMOTES", "S3")
+            && wants("CASTORE_BENCH_REMOTES", "S3")
         {
             let to = weed.address("store");
             let from = self.scratch.remote();
@@ -214,6 +209,12 @@ impl Lab {
         values.sort_by(f64::total_cmp);
         values[values.len() / 2]
     }
+}
+
+/// Whether a variable names it, or is not set.
+pub fn wants(variable: &str, name: &str) -> bool {
+    let wanted = env::var(variable).ok();
+    wanted.is_none_or(|wanted| wanted.split(',').any(|one| one.eq_ignore_ascii_case(name)))
 }
 
 impl Remote {

@@ -15,7 +15,7 @@
     reason = "a benchmark stops by panicking, and its figures are for people"
 )]
 
-#[path = "../others.rs"]
+#[path = "../others/mod.rs"]
 mod others;
 #[path = "../../tests/support/mod.rs"]
 mod support;
@@ -64,7 +64,7 @@ fn main() {
     println!("| work | remote | target | measured | rclone mount |");
     println!("| --- | --- | --- | --- | --- |");
     for (name, target, measure) in ROWS {
-        if !lab.wants("CASTORE_BENCH_ROWS", name) {
+        if !lab::wants("CASTORE_BENCH_ROWS", name) {
             continue;
         }
         for remote in &lab.remotes {

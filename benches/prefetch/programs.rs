@@ -1,11 +1,159 @@
-//! Programs that start from the mount.
+//! Programs that start from the mount: a cold start against the transfer of what it reads and a warm start.
 
-use super::lab::{Lab, Remote};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
-pub fn python(_: &Lab, _: &Remote) -> String {
-    "not measured | ".to_owned()
+use super::{
+    lab::{GIGABIT, Lab, Remote, run, timed},
+    work,
+};
+
+const ROUND_TRIP: u64 = 20;
+
+const IMPORTS: &str = "import argparse, ast, asyncio, base64, bz2, cProfile, calendar, codeop, concurrent.futures, configparser, \
+    csv, ctypes, curses, dataclasses, datetime, decimal, difflib, dis, doctest, email.mime.multipart, email.parser, \
+    email.policy, filecmp, fractions, ftplib, getpass, gettext, gzip, hashlib, html.parser, http.client, http.cookiejar, \
+    http.server, imaplib, importlib.metadata, importlib.resources, inspect, ipaddress, json, locale, logging.config, \
+    logging.handlers, lzma, mailbox, mimetypes, multiprocessing.managers, multiprocessing.pool, netrc, optparse, pathlib, \
+    pdb, pickletools, platform, plistlib, poplib, pprint, profile, pstats, pydoc, queue, random, sched, secrets, selectors, \
+    shelve, shlex, shutil, smtplib, socketserver, sqlite3, ssl, statistics, subprocess, symtable, tarfile, tempfile, \
+    timeit, tokenize, trace, tracemalloc, typing, unittest.mock, urllib.request, uuid, venv, wave, webbrowser, \
+    wsgiref.simple_server, xml.dom.minidom, xml.etree.ElementTree, xml.sax.expatreader, xmlrpc.server, zipapp, zipfile, \
+    zoneinfo";
+
+pub fn python(lab: &Lab, remote: &Remote) -> String {
+    let Some(library) = python_library() else {
+        return "no Python here | ".to_owned();
+    };
+    let tree = lab.tree("python", |source| python_tree(&library, source, false));
+    let changed = lab.tree("python-changed", |source| {
+        python_tree(&library, source, true);
+    });
+    let start = |root: &Path| {
+        let script =
+            format!("PYTHONHOME=$PWD PYTHONDONTWRITEBYTECODE=1 bin/python3 -c '{IMPORTS}'");
+        work::shell(root, &script);
+    };
+    cold_starts(lab, remote, &tree, Some(&changed), &start)
 }
 
-pub fn rustc(_: &Lab, _: &Remote) -> String {
-    "not measured | ".to_owned()
+pub fn rustc(lab: &Lab, remote: &Remote) -> String {
+    let Some(sysroot) = sysroot() else {
+        return "no Rust here | ".to_owned();
+    };
+    let tree = lab.tree("rust", |source| {
+        copy(&sysroot.join("bin/rustc"), &source.join("bin/rustc"));
+        copy(&sysroot.join("lib"), &source.join("lib"));
+    });
+    let own = lab.scratch.path("crate");
+    fs::create_dir_all(&own).unwrap();
+    fs::write(
+        own.join("main.rs"),
+        "use std::collections::HashMap;\nfn main() {\n    let mut map = HashMap::new();\n    map.insert(1, \"one\");\n    \
+         println!(\"{map:?}\");\n}\n",
+    )
+    .unwrap();
+    let start = |root: &Path| {
+        let script = format!(
+            "{0}/bin/rustc --sysroot {0} --edition 2024 -o main main.rs",
+            root.display()
+        );
+        work::shell(&own, &script);
+    };
+    cold_starts(lab, remote, &tree, None, &start)
+}
+
+/// With a recorded profile, without, and where there is one with the profile of the tree before it was changed.
+fn cold_starts(
+    lab: &Lab,
+    remote: &Remote,
+    tree: &str,
+    changed: Option<&str>,
+    start: &dyn Fn(&Path),
+) -> String {
+    // What it reads, and its profile.
+    remote.link(0, 100 * GIGABIT);
+    let mount = lab.mount(remote, ["--profile", "record", "--prefetch", "off", tree]);
+    start(&mount.path);
+    let reads = lab.counters()["fetched_bytes"] as f64;
+    mount.stop();
+    let profile = lab.scratch.path("profile");
+    let export = ["profile", "export", tree, profile.to_str().unwrap()];
+    run(lab.scratch.command(export));
+    let warm = |tree: &str| {
+        let mount = lab.remount(remote, ["--profile", "off", tree]);
+        start(&mount.path);
+        mount.stop();
+        lab.median(|| {
+            let mount = lab.remount(remote, ["--profile", "off", tree]);
+            let took = timed(|| start(&mount.path));
+            mount.stop();
+            took
+        })
+    };
+    let cold = |tree: &str, profile: &str| {
+        lab.median(|| {
+            let mount = lab.mount(remote, ["--profile", profile, tree]);
+            let took = timed(|| start(&mount.path));
+            mount.stop();
+            took
+        })
+    };
+    let least = reads / GIGABIT as f64 + warm(tree);
+    remote.link(ROUND_TRIP, GIGABIT);
+    let with = cold(tree, profile.to_str().unwrap()) / least;
+    let without = cold(tree, "off") / least;
+    let changed = changed.map_or_else(String::new, |changed| {
+        let took = cold(changed, profile.to_str().unwrap());
+        format!(", {:.2} with 5 % of the files changed", took / least)
+    });
+    format!(
+        "{with:.2} ({without:.2} without a profile{changed}; {:.0} MB in {least:.2} s at the best) | ",
+        reads / 1e6
+    )
+}
+
+/// Where the library of the Python is that is installed.
+fn python_library() -> Option<PathBuf> {
+    let script = "import sys, os; print(os.path.dirname(os.__file__))";
+    let output = Command::new("python3").args(["-c", script]).output().ok()?;
+    let path = PathBuf::from(String::from_utf8(output.stdout).ok()?.trim());
+    path.is_dir().then_some(path)
+}
+
+/// An installation of Python; `changed` has one source in twenty changed.
+fn python_tree(library: &Path, tree: &Path, changed: bool) {
+    let binary = fs::canonicalize("/usr/bin/python3").unwrap();
+    copy(&binary, &tree.join("bin/python3"));
+    let name = library.file_name().unwrap();
+    let own = tree.join("lib").join(name);
+    copy(library, &own);
+    let script = "find . -name __pycache__ -prune -exec rm -rf {} +; rm -rf test dist-packages";
+    work::shell(&own, script);
+    if changed {
+        let script = "find . -name '*.py' | sort | awk 'NR % 20 == 0' | while read f; do echo '# changed' >> \"$f\"; done";
+        work::shell(&own, script);
+    }
+    // Times say nothing in a content-addressed tree.
+    work::shell(
+        &own,
+        "python3 -m compileall -q --invalidation-mode unchecked-hash . || true",
+    );
+}
+
+fn sysroot() -> Option<PathBuf> {
+    let mut rustc = Command::new("rustc");
+    let output = rustc.args(["--print", "sysroot"]).output().ok()?;
+    let path = PathBuf::from(String::from_utf8(output.stdout).ok()?.trim());
+    path.is_dir().then_some(path)
+}
+
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to.parent().unwrap()).unwrap();
+    let mut copy = Command::new("cp");
+    copy.args(["-r", "--reflink=auto"]).arg(from).arg(to);
+    run(copy);
 }

@@ -1,7 +1,7 @@
 //! What readers do.
 
 use std::{
-    fs::{self, File},
+    fs::File,
     io::Read,
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
@@ -118,17 +118,4 @@ pub fn shell(dir: &Path, script: &str) {
         .stdout(Stdio::null());
     let status = within("the command", move || command.status().unwrap());
     assert!(status.success(), "{script}");
-}
-
-pub fn bytes_below(dir: &Path) -> u64 {
-    let mut bytes = 0;
-    for entry in fs::read_dir(dir).unwrap() {
-        let entry = entry.unwrap();
-        let metadata = entry.metadata().unwrap();
-        bytes += match metadata.is_dir() {
-            true => bytes_below(&entry.path()),
-            false => metadata.len(),
-        };
-    }
-    bytes
 }

@@ -19,6 +19,7 @@ use super::{
     memory::Memory,
     readers::Readers,
     store::{Command, Store},
+    throttle::Throttle,
     writer::Writer,
 };
 use crate::{
@@ -57,6 +58,7 @@ pub struct Cache {
     pub(super) wrong: broadcast::Sender<Digest>,
     pub(super) writer: Mutex<Option<JoinHandle<()>>>,
     pub(super) readers: Readers,
+    pub(super) throttle: Throttle,
     /// The lock is held for a look only.
     pace: Mutex<Pace>,
     /// What the pace counts its time from.
@@ -105,6 +107,7 @@ impl Cache {
             stats,
             writer: Mutex::new(Some(writer)),
             readers: Readers::default(),
+            throttle: Throttle::new(config.bandwidth),
             pace: Mutex::default(),
             opened: Instant::now(),
         }))

@@ -11,6 +11,7 @@ use super::{Cache, CacheError, Counter, index, store::Command};
 use crate::{
     model::{Digest, Directory, Node},
     proto,
+    remote::Urgency,
 };
 
 /// Encoded directories that are written to the index at once, in bytes.
@@ -226,6 +227,10 @@ impl Cache {
             batch_bytes += bytes.len();
             batch.push((digest, bytes));
             if batch_bytes >= BATCH {
+                let bytes = batch_bytes as u64;
+                self.throttle
+                    .pass(bytes, &Urgency::reader(), self.opened)
+                    .await;
                 self.write_directories(std::mem::take(&mut batch)).await;
                 batch_bytes = 0;
             }

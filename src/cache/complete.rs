@@ -18,6 +18,17 @@ impl Cache {
         })
     }
 
+    /// Bytes of chunks for which there is room without evicting anything. Blocks on the disk.
+    ///
+    /// # Errors
+    /// When the index cannot be read.
+    pub fn spare(&self) -> Result<u64, CacheError> {
+        self.store.index.read(|connection| {
+            let room = Room::now(&self.store, connection)?;
+            Ok(room.spare(index::data_bytes(connection)?))
+        })
+    }
+
     /// Bytes of a blob that are not on disk, or are damaged there.
     ///
     /// # Errors

@@ -12,6 +12,44 @@ pub struct Config {
     pub memory: u64,
     /// Serve the bytes of a blob that its remote does not cut as they come, before the whole was verified.
     pub trust_streams: bool,
+    pub bandwidth: Bandwidth,
+}
+
+/// The most that is fetched, in bytes a second; `None`: no limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Bandwidth {
+    /// Of everything.
+    pub all: Option<u64>,
+    /// Of what no reader waits for.
+    pub prefetch: Option<u64>,
+}
+
+/// Why a text is no bandwidth.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{0:?} is no bandwidth; write bytes a second, such as 10MiB, or prefetch:10MiB for what is fetched ahead alone"
+)]
+pub struct BandwidthError(String);
+
+impl FromStr for Bandwidth {
+    type Err = BandwidthError;
+
+    fn from_str(text: &str) -> Result<Self, BandwidthError> {
+        let error = || BandwidthError(text.to_owned());
+        let mut bandwidth = Self::default();
+        for part in text.split(',') {
+            let (limit, rate) = match part.trim().strip_prefix("prefetch:") {
+                Some(rate) => (&mut bandwidth.prefetch, rate),
+                None => (&mut bandwidth.all, part.trim()),
+            };
+            let rate = rate.trim_end_matches("/s");
+            match rate.parse() {
+                Ok(Quota::Bytes(bytes)) if bytes > 0 && limit.is_none() => *limit = Some(bytes),
+                _ => return Err(error()),
+            }
+        }
+        Ok(bandwidth)
+    }
 }
 
 /// A number of bytes, or a share of the filesystem that the cache is on.
@@ -177,6 +215,18 @@ mod tests {
             "9999999999TiB",
         ] {
             assert!(text.parse::<Quota>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn bandwidths_are_read() {
+        let of = |all, prefetch| Ok(Bandwidth { all, prefetch });
+        assert_eq!("1MiB".parse(), of(Some(1 << 20), None));
+        assert_eq!("2KiB/s".parse(), of(Some(2 << 10), None));
+        assert_eq!("prefetch:5B".parse(), of(None, Some(5)));
+        assert_eq!("10KiB,prefetch:5".parse(), of(Some(10 << 10), Some(5)));
+        for text in ["", "0", "5%", "1MB", "1,2", "prefetch:", "all:5"] {
+            assert!(text.parse::<Bandwidth>().is_err(), "{text}");
         }
     }
 

@@ -310,6 +310,7 @@ impl Cache {
         let share = self.memory.reserve(chunk.size, ahead).await;
         self.stats().add(Counter::Misses, 1);
         let size = Some(chunk.size);
+        self.throttle.pass(chunk.size, urgency, self.opened).await;
         let begun = self.pace().begin(self.opened.elapsed());
         let bytes = match self.remote.chunk(chunk.digest, size, urgency).await {
             Ok(bytes) => bytes,

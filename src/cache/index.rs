@@ -15,9 +15,10 @@ use crate::{
 };
 
 /// Applied in order; the number of those applied is the schema version (`user_version`).
-const MIGRATIONS: [&str; 2] = [
+const MIGRATIONS: [&str; 3] = [
     include_str!("../../migrations/0001-first.sql"),
     include_str!("../../migrations/0002-remotes.sql"),
+    include_str!("../../migrations/0003-profiles.sql"),
 ];
 /// How long a process waits for another one's transaction.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(20);

@@ -10,10 +10,12 @@
 //! - `blob`: a blob's manifest and where its chunks lie
 //! - `pace`: how fast the remotes are
 //! - `readers`: how many wait
+//! - `throttle`: no more bytes a second than may be
 //! - `flights`: one task per missing object, whatever the number of its waiters
 //! - `fetch`, `closure`: bringing and verifying what is missing; `elsewhere`: chunks that are not where a manifest says
 //! - `complete`: what is here of a tree, and bringing the rest
 //! - `names`: what changes, and is remembered
+//! - `profiles`: what mounts have read
 //! - `stream_in`, `arriving`: blobs that their remote does not cut, served after their end or as they come
 //! - `by_digest`: what a server's clients ask for
 //! - `whole`: whether a blob's chunks make up the blob
@@ -38,6 +40,7 @@ mod names;
 mod open_files;
 mod pace;
 mod placing;
+mod profiles;
 mod readers;
 mod rows;
 mod space;
@@ -45,6 +48,7 @@ mod stamp;
 mod stats;
 mod store;
 mod stream_in;
+mod throttle;
 mod upkeep;
 mod whole;
 mod writer;
@@ -52,10 +56,13 @@ mod writer;
 pub use at_hand::Cache;
 pub use blob::{Blob, ChunkData, Slice};
 pub use by_digest::Opened;
-pub use config::{Config, Quota, QuotaError, default_memory, machine_memory};
+pub use config::{
+    Bandwidth, BandwidthError, Config, Quota, QuotaError, default_memory, machine_memory,
+};
 pub use data_file::DataFile;
 pub use error::CacheError;
 
 pub use guard::{GuardError, prepare};
 pub use pace::Pace;
+pub use profiles::StoredProfile;
 pub use stats::{Counter, Stats, Usage};

@@ -1,6 +1,6 @@
 use std::{collections::BTreeMap, sync::Arc};
 
-use super::{Cache, CacheError, index, store::Command};
+use super::{Cache, CacheError, index, rows::Row, store::Command};
 use crate::{
     model::{Name, Node, OutputHash, StorePath},
     remote::{PathInfo, Patience},
@@ -34,16 +34,19 @@ impl Cache {
         }
         match answer {
             Ok(node) => {
-                self.send(Command::Name(
+                self.send(Command::Row(Row::Name(
                     self.remote_name(),
                     name.clone(),
                     node.clone(),
-                ));
+                )));
                 Ok(node)
             }
             Err(error) => {
                 if error.is_not_found() {
-                    self.send(Command::ForgetName(self.remote_name(), name.clone()));
+                    self.send(Command::Row(Row::ForgetName(
+                        self.remote_name(),
+                        name.clone(),
+                    )));
                 }
                 Err(error.into())
             }
@@ -60,11 +63,11 @@ impl Cache {
         match self.remote.roots().await {
             Ok((roots, complete)) => {
                 for (name, node) in &roots {
-                    self.send(Command::Name(
+                    self.send(Command::Row(Row::Name(
                         self.remote_name(),
                         name.clone(),
                         node.clone(),
-                    ));
+                    )));
                 }
                 if complete {
                     return Ok(roots);
@@ -117,7 +120,7 @@ impl Cache {
         }
         let asked = self.remote.path_info(hash, expected, Patience::Policy);
         let info = asked.await?;
-        self.send(Command::PathInfo(info.clone()));
+        self.send(Command::Row(Row::PathInfo(info.clone())));
         Ok(info)
     }
 

@@ -131,6 +131,11 @@ mod tests {
 
     use super::*;
 
+    #[expect(clippy::cast_precision_loss, reason = "a time")]
+    fn on_line(bytes: u64, rate: f64) -> Duration {
+        Duration::from_secs_f64(Pace::cost(bytes) as f64 / rate)
+    }
+
     const MS: Duration = Duration::from_millis(1);
 
     /// A line of `rate` bytes a second and `latency`, with `at_once` requests of `bytes` under way for `time`.
@@ -148,8 +153,7 @@ mod tests {
         let mut under_way = std::collections::VecDeque::new();
         while now < start + time {
             while under_way.len() < at_once {
-                line_free =
-                    line_free.max(now) + Duration::from_secs_f64(Pace::cost(bytes) as f64 / rate);
+                line_free = line_free.max(now) + on_line(bytes, rate);
                 under_way.push_back((pace.begin(now), line_free + latency));
             }
             let (begun, done) = under_way.pop_front().unwrap();

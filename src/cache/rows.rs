@@ -4,8 +4,9 @@ use bytes::Bytes;
 use rusqlite::Connection;
 
 use super::{
-    Blob,
+    Blob, StoredProfile,
     index::{self, Location},
+    profiles,
 };
 use crate::{
     model::{Digest, Manifest, Name, Node},
@@ -21,6 +22,7 @@ pub(super) enum Row {
     ForgetName(Arc<str>, Name),
     Damaged(Digest, Location),
     PathInfo(PathInfo),
+    Profile(StoredProfile),
 }
 
 impl Row {
@@ -38,6 +40,7 @@ impl Row {
             Self::Name(remote, name, node) => index::insert_name(connection, remote, name, node),
             Self::ForgetName(remote, name) => index::delete_name(connection, remote, name),
             Self::PathInfo(info) => index::insert_path_info(connection, info),
+            Self::Profile(profile) => profiles::insert(connection, profile),
             Self::Damaged(digest, location) => {
                 index::delete_chunk(connection, *digest, *location)?;
                 index::retire(connection, location.file)

@@ -68,6 +68,13 @@ impl Room {
         by_quota.min(by_disk)
     }
 
+    /// Bytes that fit beside the `data` bytes there are.
+    pub(super) fn spare(&self, data: u64) -> u64 {
+        let by_quota = self.quota.saturating_sub(data + self.other + self.slack());
+        let by_disk = self.filesystem.free.saturating_sub(self.min_free);
+        by_quota.min(by_disk)
+    }
+
     /// Most bytes of chunks that are written at once.
     pub(super) fn batch(&self) -> u64 {
         (self.quota / SEGMENTS_IN_QUOTA).min(32 << 20)

@@ -13,11 +13,9 @@ use super::{
     index::{self, Index, Location},
     memory::Share,
     open_files::OpenFiles,
+    rows::Row,
 };
-use crate::{
-    model::{Digest, Manifest, Name, Node},
-    remote::PathInfo,
-};
+use crate::model::{Digest, Manifest};
 
 /// The disk tier as its readers see it. Only the writer thread changes anything on disk; it takes [`Command`]s.
 #[derive(Debug)]
@@ -53,10 +51,8 @@ pub(super) enum Command {
     Judged(Arc<Blob>, bool),
     /// Answered when they are in the index, or cannot be.
     Directories(Vec<(Digest, Bytes)>, oneshot::Sender<()>),
-    /// At a remote.
-    Name(Arc<str>, Name, Node),
-    ForgetName(Arc<str>, Name),
-    PathInfo(PathInfo),
+    /// Something that nobody waits for.
+    Row(Row),
     /// A chunk whose bytes are not what its digest says.
     Damaged(Digest, Location),
     /// A file whose chunks have all been verified, perhaps.

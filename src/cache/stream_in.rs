@@ -6,7 +6,7 @@ use futures::StreamExt;
 use super::{Blob, Cache, CacheError, Counter, arriving::Arriving, store::Command};
 use crate::{
     model::{Digest, Manifest},
-    remote::{Fault, Object, RemoteError},
+    remote::{Fault, Object, RemoteError, Urgency},
 };
 
 /// A blob above this size, in bytes, that its remote does not cut is taken in as a stream and cut here: it may be larger
@@ -256,6 +256,10 @@ impl Cache {
                     .await
                     .map_err(|_| corrupt("not hashed".to_owned()))?;
                 hasher = so_far;
+                // What comes was asked for already: the next part is, later.
+                self.throttle
+                    .pass(bytes.len() as u64, &Urgency::reader(), self.opened)
+                    .await;
                 self.take_part(intake, position, part_digest, bytes).await;
                 position += 1;
             }

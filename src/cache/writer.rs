@@ -153,9 +153,7 @@ impl Writer {
                     manifest,
                     cut_here,
                 } => rows.push(Row::Manifest(blob, manifest, cut_here)),
-                Command::Name(remote, name, node) => rows.push(Row::Name(remote, name, node)),
-                Command::PathInfo(info) => rows.push(Row::PathInfo(info)),
-                Command::ForgetName(remote, name) => rows.push(Row::ForgetName(remote, name)),
+                Command::Row(row) => rows.push(row),
                 Command::Damaged(digest, location) => {
                     rows.push(Row::Damaged(digest, location));
                 }

@@ -4,7 +4,7 @@ use clap::{Args, ValueEnum};
 
 use super::paths;
 use crate::{
-    cache::{self, Quota},
+    cache::{self, Bandwidth, Quota},
     remote::{self, Outage, Policy, parse_duration},
 };
 
@@ -162,6 +162,11 @@ pub(super) struct CacheArgs {
     #[arg(long, env = "CASTORE_MEMORY", value_name = "SIZE")]
     pub(super) memory: Option<Quota>,
 
+    /// The most that is fetched, in bytes a second such as 10MiB, or prefetch:10MiB of what nobody waits for yet; or both,
+    /// with a comma between
+    #[arg(long, env = "CASTORE_BANDWIDTH", value_name = "RATE")]
+    pub(super) bandwidth: Option<Bandwidth>,
+
     /// What may be served of a large blob that its remote does not split: verified once the whole was read, or
     /// stream, as it comes
     ///
@@ -200,6 +205,7 @@ impl CacheArgs {
             min_free: self.min_free,
             memory,
             trust_streams: matches!(self.trust, Trust::Stream),
+            bandwidth: self.bandwidth.unwrap_or_default(),
         }
     }
 }

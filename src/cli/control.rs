@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use anyhow::bail;
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::{
@@ -14,7 +15,12 @@ use tokio::{
     net::UnixListener,
 };
 
-use crate::{fs::Trouble, remote::RemoteStatus};
+use super::paths;
+use crate::{
+    fs::{CACHE_DIR, Trouble},
+    prefetch::Trace,
+    remote::RemoteStatus,
+};
 
 /// A mount answers within this time, or is taken for stuck.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
@@ -50,6 +56,10 @@ pub(super) enum Request {
     Status,
     /// To show another tree: a root as on the command line.
     Switch(String),
+    /// To begin to note what is read.
+    TraceStart,
+    /// And to tell.
+    TraceStop,
 }
 
 /// What a mount answers when it was asked to switch: a message, or why not.
@@ -59,6 +69,8 @@ pub(super) type Switched = Result<String, String>;
 #[async_trait]
 pub(super) trait Mounted: Send + Sync + 'static {
     fn status(&self) -> MountStatus;
+    fn trace(&self);
+    fn traced(&self) -> Trace;
     async fn switch(&self, root: &str) -> anyhow::Result<String>;
 }
 
@@ -115,6 +127,11 @@ async fn answer(
     };
     let json = match request {
         Request::Status => serde_json::to_vec(&mounted.status())?,
+        Request::TraceStart => {
+            mounted.trace();
+            serde_json::to_vec(&Switched::Ok(String::new()))?
+        }
+        Request::TraceStop => serde_json::to_vec(&mounted.traced())?,
         Request::Switch(root) => {
             let switched: Switched = mounted
                 .switch(&root)
@@ -125,6 +142,30 @@ async fn answer(
     };
     tokio::time::timeout(ANSWER_WITHIN, stream.write_all(&json)).await??;
     Ok(())
+}
+
+/// The cache of the mount on a path, and its process. `cache_dir` is what was said of it: a mount tells by itself, unless it has
+/// no extended attributes.
+pub(super) fn find(path: &Path, cache_dir: Option<&Path>) -> anyhow::Result<(PathBuf, u32)> {
+    let dir = told(path)
+        .or_else(|| cache_dir.map(Path::to_owned))
+        .unwrap_or_else(paths::default_cache);
+    let (mounts, _) = ask_all(&dir);
+    let Some(mount) = mounts.iter().rfind(|mount| mount.mountpoint == path) else {
+        bail!(
+            "nothing is mounted on {path:?} with the cache {dir:?}; `castore status` lists its mounts, --cache-dir names \
+             another cache"
+        );
+    };
+    Ok((dir, mount.pid))
+}
+
+/// The cache that the mount on a path says it uses.
+fn told(path: &Path) -> Option<PathBuf> {
+    let mut value = vec![0; 4096];
+    let len = rustix::fs::getxattr(path, CACHE_DIR, &mut value).ok()?;
+    value.truncate(len);
+    Some(PathBuf::from(String::from_utf8(value).ok()?)).filter(|dir| dir.is_absolute())
 }
 
 /// Asks the mount of a process that uses a cache.

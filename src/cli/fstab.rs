@@ -9,7 +9,9 @@ const IGNORED: [&str; 22] = [
     "async", "sync",
 ];
 /// Our options, as `--name value` or, without a value, as `--name`.
-const WITH_VALUE: [&str; 18] = [
+const WITH_VALUE: [&str; 20] = [
+    "bandwidth",
+    "profile",
     "prefetch",
     "outage",
     "timeout",

@@ -33,12 +33,14 @@ mod name;
 mod open;
 mod paths;
 mod prefetch;
+mod profile;
 mod progress;
 mod roots;
 mod runtime;
 mod serve;
 mod status;
 mod switch;
+mod trace;
 mod unmount;
 mod verify;
 mod walk;
@@ -91,6 +93,8 @@ enum Command {
     Roots(roots::Args),
     Serve(Box<serve::Args>),
     Status(status::Args),
+    Profile(profile::Args),
+    Trace(trace::Args),
     Switch(switch::Args),
 }
 
@@ -126,6 +130,12 @@ pub fn main() -> ExitCode {
         Command::Serve(args) => serve::run(&args),
         Command::Status(args) => status::run(&args),
         Command::Switch(args) => switch::run(&args),
+        Command::Profile(args) => {
+            return profile::run(&args).unwrap_or_else(|error| report(&error));
+        }
+        Command::Trace(args) => {
+            return trace::run(&args).unwrap_or_else(|error| report(&error));
+        }
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

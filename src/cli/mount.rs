@@ -18,7 +18,7 @@ use super::{
     daemon, mountpoint, open,
     paths::is_root,
     prefetch::PrefetchArgs,
-    runtime,
+    profile, runtime,
 };
 use crate::{
     cache::{self, Cache},
@@ -27,6 +27,7 @@ use crate::{
         fuse::{self, MountOptions, RootEntries, Session},
     },
     model::{Name, Node, RootRef},
+    prefetch::{Trace, Tree},
     remote::parse_duration,
     serve::metrics::{self, Gauge},
 };
@@ -194,6 +195,7 @@ fn background(args: &mut Args) -> anyhow::Result<()> {
     // Relative paths are of the directory that this process leaves.
     let dir = cache::prepare(&std::path::absolute(args.cache.dir())?)?;
     args.cache.cache_dir = Some(dir.clone());
+    args.prefetch.make_absolute()?;
     if let Some(last) = args.positions.last_mut() {
         *last = mountpoint::absolute(last.as_ref())?.into();
     }
@@ -211,6 +213,9 @@ fn request(args: &Args) -> anyhow::Result<Request> {
         (true, true) => bail!("--all and --nix exclude each other"),
     };
     match (&args.positions[..], what) {
+        ([_], Some(what)) if args.prefetch.fills() => {
+            bail!("--prefetch tree and paths are for one tree, and --{what} shows many")
+        }
         ([mountpoint], Some(what)) => Ok(Request {
             what,
             mountpoint: mountpoint.into(),
@@ -275,12 +280,24 @@ impl Mounted for Served {
         }
     }
 
+    fn trace(&self) {
+        self.fs.prefetch().trace();
+    }
+
+    fn traced(&self) -> Trace {
+        self.fs.prefetch().traced()
+    }
+
     async fn switch(&self, root: &str) -> anyhow::Result<String> {
         let _one = self.switching.lock().await;
         let entries = self.entries.get().context("it is not mounted yet")?.clone();
         let root = RootRef::parse(root)?;
         let (shown, digest) = shown(&root, open::root(&self.cache, &root).await?)?;
+        let tree = tree(&shown);
         let names = self.fs.switch(shown).await?;
+        if let Some(tree) = tree {
+            self.fs.prefetch().show(tree, profile::name_of(&root));
+        }
         // Waits for the kernel, which may wait for a look-up that waits for a remote.
         tokio::task::spawn_blocking(move || entries.forget(&names)).await?;
         let mut status = self.status();
@@ -310,7 +327,7 @@ async fn serve(
         xattr: args.xattr,
         owner: (args.owner.0, args.owner.1),
         daemon: std::process::id().to_string(),
-        prefetch: args.prefetch.mode(),
+        prefetch: args.prefetch.settings()?,
         cache_dir: std::path::absolute(cache.dir())?.display().to_string(),
     };
     let mount_options = MountOptions {
@@ -336,7 +353,16 @@ async fn serve(
         counters: Vec::new(),
         errors: Vec::new(),
     };
+    let tree = tree(&shown);
     let fs = Arc::new(Filesystem::new(Arc::clone(cache), shown, options));
+    if let Some(tree) = tree {
+        let name = match what {
+            What::Root(root) => profile::name_of(root),
+            What::Names | What::StorePaths => None,
+        };
+        fs.prefetch().show(tree, name);
+    }
+    let following = Arc::clone(&fs);
     let metrics = match args.metrics {
         Some(at) => Some(serve_metrics(at, cache, &fs).await?),
         None => None,
@@ -371,6 +397,7 @@ async fn serve(
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     }
     tokio::task::spawn_blocking(move || session.close()).await?;
+    following.prefetch().close();
     if let Some(metrics) = metrics {
         metrics.abort();
     }
@@ -422,6 +449,16 @@ fn shown(root: &RootRef, node: Node) -> anyhow::Result<(Root, Option<String>)> {
             (Root::Single { name, node }, digest)
         }
     })
+}
+
+/// What profiles are kept of; a single file has none.
+fn tree(shown: &Root) -> Option<Tree> {
+    match shown {
+        Root::Directory { digest, .. } => Some(Tree::Directory(*digest)),
+        Root::Names => Some(Tree::Names),
+        Root::StorePaths => Some(Tree::StorePaths),
+        Root::Single { .. } => None,
+    }
 }
 
 fn default_threads() -> usize {

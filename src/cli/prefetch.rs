@@ -1,13 +1,18 @@
-use std::str::FromStr;
+use std::{fs, path::PathBuf, str::FromStr, sync::Arc};
 
+use anyhow::Context;
 use clap::Args;
 
-use crate::prefetch;
+use crate::prefetch::{Mode, Profile, Profiles, Settings};
 
 /// What is fetched before anybody asks for it.
 #[derive(Debug, Clone, Args)]
 pub(super) struct PrefetchArgs {
-    /// What is fetched ahead of readers: off, auto or tree
+    /// What is fetched ahead of readers: off, auto, tree, or paths of the tree with commas between
+    ///
+    /// auto: what is about to be read, as far as anybody can say. tree: the whole tree besides, in the background, whenever
+    /// nobody waits for anything and there is room in the cache. Paths: the same for a part of it, such as bin,lib/gcc. off:
+    /// nothing, for a metered link.
     #[arg(
         long,
         env = "CASTORE_PREFETCH",
@@ -15,31 +20,112 @@ pub(super) struct PrefetchArgs {
         default_value = "auto"
     )]
     prefetch: What,
+
+    /// What is done with profiles of what was read: off, auto, record or a file
+    ///
+    /// auto: what this mount reads is recorded, and what an earlier mount of the same tree (or of one that had this name) has
+    /// read is fetched ahead. record: it is recorded alone, in place of what was. A file, from castore profile export, is
+    /// fetched ahead, and nothing recorded.
+    #[arg(
+        long,
+        env = "CASTORE_PROFILE",
+        value_name = "WHAT",
+        default_value = "auto"
+    )]
+    profile: Use,
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 enum What {
     Off,
     Auto,
+    Tree,
+    Paths(Vec<Vec<u8>>),
+}
+
+#[derive(Debug, Clone)]
+enum Use {
+    Off,
+    Auto,
+    Record,
+    File(PathBuf),
 }
 
 impl FromStr for What {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "off" => Ok(Self::Off),
-            "auto" => Ok(Self::Auto),
-            _ => Err("write off or auto".to_owned()),
-        }
+        Ok(match text {
+            "off" => Self::Off,
+            "auto" => Self::Auto,
+            "tree" => Self::Tree,
+            paths => {
+                let paths = paths.split(',').map(path).collect::<Result<Vec<_>, _>>()?;
+                Self::Paths(paths)
+            }
+        })
+    }
+}
+
+/// A path of the tree, with `/` between its names alone.
+fn path(text: &str) -> Result<Vec<u8>, String> {
+    let names = text.split('/').filter(|name| !matches!(*name, "" | "."));
+    let names: Vec<_> = names.collect();
+    if names.is_empty() || names.contains(&"..") {
+        return Err(format!(
+            "{text:?} is no path of the tree; write off, auto, tree or paths such as bin,lib/gcc"
+        ));
+    }
+    Ok(names.join("/").into())
+}
+
+impl FromStr for Use {
+    type Err = std::convert::Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Ok(match text {
+            "off" => Self::Off,
+            "auto" => Self::Auto,
+            "record" => Self::Record,
+            file => Self::File(file.into()),
+        })
     }
 }
 
 impl PrefetchArgs {
-    pub(super) const fn mode(&self) -> prefetch::Mode {
-        match self.prefetch {
-            What::Off => prefetch::Mode::Off,
-            What::Auto => prefetch::Mode::Auto,
+    /// Paths become absolute: the process may leave its directory.
+    pub(super) fn make_absolute(&mut self) -> std::io::Result<()> {
+        if let Use::File(path) = &mut self.profile {
+            *path = std::path::absolute(&*path)?;
         }
+        Ok(())
     }
+
+    /// Whether a part of one tree is to be fetched.
+    pub(super) const fn fills(&self) -> bool {
+        matches!(self.prefetch, What::Tree | What::Paths(_))
+    }
+
+    pub(super) fn settings(&self) -> anyhow::Result<Settings> {
+        let mode = match &self.prefetch {
+            What::Off => Mode::Off,
+            What::Auto => Mode::Auto,
+            What::Tree => Mode::Tree,
+            What::Paths(paths) => Mode::Paths(paths.clone().into()),
+        };
+        let profiles = match &self.profile {
+            Use::Off => Profiles::Off,
+            Use::Auto => Profiles::Auto,
+            Use::Record => Profiles::Record,
+            Use::File(path) => Profiles::Given(Arc::new(read_profile(path)?)),
+        };
+        Ok(Settings { mode, profiles })
+    }
+}
+
+/// A profile from a file.
+pub(super) fn read_profile(path: &std::path::Path) -> anyhow::Result<Profile> {
+    let text =
+        fs::read_to_string(path).with_context(|| format!("the profile {path:?} cannot be read"))?;
+    Profile::parse(&text).with_context(|| format!("{path:?} is no profile"))
 }

@@ -52,6 +52,8 @@ pub(super) struct Inode {
     closure: Digest,
     /// Parent and name of the last lookup: a hint for prefetch and messages, since a shared id has several.
     hint: Mutex<(u64, Name)>,
+    /// Handles that are open, where the kernel tells.
+    opens: AtomicU64,
     /// Lookups that the kernel has not forgotten. Changed under the write lock of the table only.
     lookups: AtomicU64,
 }
@@ -67,6 +69,16 @@ impl Inode {
 
     pub(super) const fn closure(&self) -> Digest {
         self.closure
+    }
+
+    /// One more handle is open.
+    pub(super) fn opened(&self) {
+        self.opens.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// One less; true when it was the last.
+    pub(super) fn released(&self) -> bool {
+        self.opens.fetch_sub(1, Ordering::Relaxed) == 1
     }
 
     pub(super) fn hint(&self) -> (u64, Name) {
@@ -104,6 +116,7 @@ impl Inodes {
                 },
                 closure: *digest,
                 hint: Mutex::new((ROOT_ID, name)),
+                opens: AtomicU64::new(0),
                 lookups: AtomicU64::new(1),
             };
             table.by_id.insert(ROOT_ID, Arc::new(inode));
@@ -163,6 +176,7 @@ impl Inodes {
             node: node.clone(),
             closure,
             hint: Mutex::new((parent, name.clone())),
+            opens: AtomicU64::new(0),
             lookups: AtomicU64::new(1),
         });
         table.by_id.insert(id, Arc::clone(&inode));

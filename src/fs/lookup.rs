@@ -116,6 +116,23 @@ impl Filesystem {
         }
     }
 
+    /// A handle was opened, of which the kernel tells when it is closed.
+    pub fn opened(&self, id: u64) {
+        if let Ok(inode) = self.inodes.get(id) {
+            inode.opened();
+        }
+    }
+
+    /// A handle of [`Filesystem::opened`] was closed.
+    pub fn released(&self, id: u64) {
+        if let Ok(inode) = self.inodes.get(id)
+            && inode.released()
+            && let Node::File { digest, .. } = inode.node()
+        {
+            self.prefetch.closed(*digest);
+        }
+    }
+
     /// The directory that an inode is.
     pub(super) fn directory(&self, inode: &Inode, held: &Held) -> Outcome<Arc<Directory>> {
         let Node::Directory { digest, size } = inode.node() else {

@@ -61,7 +61,8 @@ pub struct Options {
     pub xattr: bool,
     /// User and group that everything belongs to.
     pub owner: (u32, u32),
-    pub prefetch: prefetch::Mode,
+    /// What is fetched ahead of readers.
+    pub prefetch: prefetch::Settings,
     /// Answer of the attribute `user.castore.daemon` of the root.
     pub daemon: String,
     /// Answer of the attribute `user.castore.cache` of the root.
@@ -107,7 +108,7 @@ impl Filesystem {
     #[must_use]
     pub fn new(cache: Arc<Cache>, root: Root, options: Options) -> Self {
         Self {
-            prefetch: Prefetch::new(Arc::clone(&cache), options.prefetch),
+            prefetch: Prefetch::new(Arc::clone(&cache), options.prefetch.clone()),
             inodes: Inodes::new(&root),
             cache,
             options,
@@ -141,7 +142,7 @@ impl Filesystem {
         (self.changes && parent == root::ROOT_ID).then_some(self.options.names_ttl)
     }
 
-    /// What is fetched ahead of readers.
+    /// What follows the readers.
     #[must_use]
     pub const fn prefetch(&self) -> &Prefetch {
         &self.prefetch

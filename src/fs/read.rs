@@ -18,6 +18,25 @@ struct Reader<'a> {
 }
 
 impl Whereabouts for Reader<'_> {
+    fn path(&self) -> Option<Vec<u8>> {
+        let mut names = Vec::new();
+        let mut at = self.id;
+        while at != ROOT_ID {
+            let (parent, name) = self.fs.inodes.get(at).ok()?.hint();
+            names.push(name);
+            at = parent;
+            if names.len() > MAX_DEPTH {
+                return None;
+            }
+        }
+        let names: Vec<_> = names
+            .iter()
+            .rev()
+            .map(|name| &name.as_bytes()[..])
+            .collect();
+        Some(names.join(&b'/'))
+    }
+
     fn place(&self) -> Option<Place> {
         let mut stack = Vec::new();
         let (mut at, mut closure) = (self.id, Digest::empty());
@@ -101,6 +120,7 @@ impl Filesystem {
         // Not once more when the request is run again with what it missed.
         if held.has_no_chunks() {
             let read = Read {
+                inode: id,
                 blob: &blob,
                 offset,
                 len,

@@ -3,24 +3,44 @@
 //! - [`Prefetch`]: is told of each read that comes here (the kernel's cache hides the others), and wants what comes next
 //! - `window`: readers of one file, numbers to numbers
 //! - `walk`: readers who go from file to file
+//! - [`Profile`]: what was read of a tree; the `profiler` has it recorded (`recorder`) and fetched ahead (`replay`)
 //! - `queue`: what waits to be fetched, in which order
 //! - `scheduler`: how much of it is under way at once
+//! - `fill`: the whole tree, in the background
 //! - `ledger`: what of it was read in the end
+//! - `tracer`: what happened, for somebody who wants to see it
 //! - [`Kind`]: the reasons for fetching ahead, and their counters
 
+mod fill;
 mod kind;
 mod ledger;
+mod profile;
+mod profiler;
 mod queue;
+mod recorder;
+mod replay;
 mod scheduler;
+mod tracer;
 mod walk;
 mod window;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{
+    Arc, Mutex, PoisonError,
+    atomic::{AtomicBool, Ordering},
+};
 
 use moka::sync::Cache as Bounded;
 
-pub use self::{kind::Kind, walk::Place};
+pub use self::{
+    kind::Kind,
+    profile::{Entry, Profile, ProfileError},
+    profiler::{Profiles, summary},
+    replay::Tree,
+    tracer::{Event, Trace, TracedFile, What},
+    walk::Place,
+};
 use self::{
+    profiler::Profiler,
     scheduler::{Scheduler, Source},
     walk::Walks,
     window::Cursors,
@@ -33,19 +53,31 @@ use crate::{
 /// Files whose readers are followed.
 const FOLLOWED: u64 = 1024;
 
+/// What is done for readers before they ask.
+#[derive(Debug, Clone, Default)]
+pub struct Settings {
+    pub mode: Mode,
+    pub profiles: Profiles,
+}
+
 /// How much is fetched ahead.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum Mode {
     /// Nothing.
     Off,
     /// What is about to be read, as far as anybody can say.
     #[default]
     Auto,
+    /// That, and all that is missing of the tree when nobody waits for anything.
+    Tree,
+    /// The same for parts of the tree: paths from the root, names with `/` between.
+    Paths(Arc<[Vec<u8>]>),
 }
 
 /// One read of a file.
 #[derive(Debug)]
 pub struct Read<'a> {
+    pub inode: u64,
     pub blob: &'a Arc<Blob>,
     /// In bytes.
     pub offset: u64,
@@ -58,6 +90,9 @@ pub struct Read<'a> {
 pub trait Whereabouts {
     /// The file's place in the tree, where all of it is at hand.
     fn place(&self) -> Option<Place>;
+
+    /// The file's path from the root, where it is known.
+    fn path(&self) -> Option<Vec<u8>>;
 }
 
 /// Follows the readers of a mount.
@@ -68,23 +103,62 @@ pub struct Prefetch {
     scheduler: Arc<Scheduler>,
     cursors: Bounded<Digest, Arc<Mutex<Cursors>>>,
     walks: Arc<Walks>,
+    profiler: Arc<Profiler>,
+    /// Ends the filling of the tree that is shown. The lock is held for a look only.
+    filling: Mutex<Arc<AtomicBool>>,
 }
 
 impl Prefetch {
     /// Must be called within a tokio runtime, in which the fetches will run.
     #[must_use]
-    pub fn new(cache: Arc<Cache>, mode: Mode) -> Self {
+    pub fn new(cache: Arc<Cache>, settings: Settings) -> Self {
+        let Settings { mode, profiles } = settings;
+        let scheduler = Scheduler::start(Arc::clone(&cache));
+        let profiler = Profiler::start(
+            Arc::clone(&cache),
+            Arc::clone(&scheduler),
+            profiles,
+            mode != Mode::Off,
+        );
         Self {
-            scheduler: Scheduler::start(Arc::clone(&cache)),
+            profiler,
+            scheduler,
             cache,
             mode,
             cursors: Bounded::new(FOLLOWED),
             walks: Arc::default(),
+            filling: Mutex::default(),
         }
+    }
+
+    /// The mount shows a tree from now on; `name` is what it is called, where it is by a name.
+    pub fn show(&self, tree: Tree, name: Option<String>) {
+        self.profiler.show(tree.clone(), name);
+        let stop = self.stop_filling();
+        let paths = match &self.mode {
+            Mode::Off | Mode::Auto => return,
+            Mode::Tree => None,
+            Mode::Paths(paths) => Some(Arc::clone(paths)),
+        };
+        let (cache, scheduler) = (Arc::clone(&self.cache), Arc::clone(&self.scheduler));
+        self.scheduler.runtime().spawn(async move {
+            fill::fill(&cache, &scheduler, &tree, paths.as_deref(), &stop).await;
+        });
     }
 
     /// Notes a read that has come here, and wants what is likely to come after it.
     pub fn read(&self, read: &Read<'_>, whereabouts: &impl Whereabouts) {
+        let mut slices = read.blob.manifest().slices(read.offset, read.len);
+        if let Some(first) = slices.next() {
+            let last = slices.last().map_or(first.index, |slice| slice.index);
+            self.profiler
+                .read(read.inode, read.blob, first.index, last, || {
+                    whereabouts.path()
+                });
+        }
+        if self.scheduler.tracer.is_on() {
+            self.note(read, whereabouts);
+        }
         if self.mode == Mode::Off {
             return;
         }
@@ -112,6 +186,17 @@ impl Prefetch {
         }
     }
 
+    /// Begins to note what happens.
+    pub fn trace(&self) {
+        self.scheduler.tracer.start();
+    }
+
+    /// What happened since.
+    #[must_use]
+    pub fn traced(&self) -> Trace {
+        self.scheduler.tracer.stop()
+    }
+
     /// A file is not open any more: what was wanted for its readers is not.
     pub fn closed(&self, file: Digest) {
         self.cursors.invalidate(&file);
@@ -120,7 +205,30 @@ impl Prefetch {
 
     /// Nobody reads any more.
     pub fn close(&self) {
+        self.stop_filling();
+        self.profiler.close();
         self.scheduler.close();
+    }
+
+    /// Notes a read in the trace.
+    fn note(&self, read: &Read<'_>, whereabouts: &impl Whereabouts) {
+        let what = match read.missing {
+            [] => What::Read,
+            _ => What::Missed,
+        };
+        let size = read.blob.manifest().size();
+        let range = read.offset..read.offset.saturating_add(read.len).min(size);
+        let tracer = &self.scheduler.tracer;
+        tracer.note(read.blob.digest(), size, what, range, || whereabouts.path());
+    }
+
+    /// Ends the filling that goes on; gives what ends the next.
+    fn stop_filling(&self) -> Arc<AtomicBool> {
+        let mut filling = self.filling.lock().unwrap_or_else(PoisonError::into_inner);
+        filling.store(true, Ordering::Relaxed);
+        self.scheduler.cancel(Source::Tree);
+        *filling = Arc::default();
+        Arc::clone(&filling)
     }
 
     /// For whom the first of the chunks was fetched that this reads and that were fetched ahead.

@@ -56,6 +56,17 @@ impl<S: Copy + Eq + Hash, K: Copy + Eq + Hash, J> Queue<S, K, J> {
         true
     }
 
+    /// As [`Queue::push`], before all else of that source.
+    pub(super) fn push_front(&mut self, kind: Kind, source: S, key: K, job: J) -> bool {
+        if !self.push(kind, source, key, job) {
+            return false;
+        }
+        if let Some(jobs) = self.lanes[kind as usize].jobs.get_mut(&source) {
+            jobs.rotate_right(1);
+        }
+        true
+    }
+
     /// What is to be fetched next.
     pub(super) fn peek(&self) -> Option<(Kind, &J)> {
         Kind::ALL.into_iter().find_map(|kind| {
@@ -130,10 +141,11 @@ mod tests {
         for key in 1..=3 {
             queue.push(Kind::Sequential, 'a', key, "a");
         }
-        queue.push(Kind::Sequential, 'b', 4, "b");
+        queue.push(Kind::Sequential, 'b', 5, "b");
+        queue.push_front(Kind::Sequential, 'b', 4, "b");
         assert!(!queue.push(Kind::Siblings, 'c', 4, "is there"));
         let order: Vec<_> = std::iter::from_fn(|| queue.pop().map(|(.., key, _)| key)).collect();
-        assert_eq!(order, [1, 4, 2, 3, 0]);
+        assert_eq!(order, [1, 4, 2, 5, 3, 0]);
     }
 
     proptest! {

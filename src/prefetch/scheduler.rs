@@ -1,12 +1,18 @@
 use std::{
     collections::HashMap,
+    ops::Range,
     sync::{Arc, Mutex, PoisonError, Weak},
     time::{Duration, Instant},
 };
 
 use tokio::{runtime::Handle, sync::Notify, task::AbortHandle};
 
-use super::{kind::Kind, ledger::Ledger, queue::Queue};
+use super::{
+    kind::Kind,
+    ledger::Ledger,
+    queue::Queue,
+    tracer::{Tracer, What},
+};
 use crate::{
     cache::{Blob, Cache, CacheError, Pace},
     model::Digest,
@@ -39,11 +45,12 @@ pub(super) enum Source {
 #[derive(Debug, Clone)]
 pub(super) enum Job {
     Chunk(Arc<Blob>, usize),
-    /// The first `most` bytes of a file.
+    /// A part of a file, as far as its manifest is still to come.
     File {
         digest: Digest,
         size: u64,
-        most: u64,
+        /// In bytes.
+        range: Range<u64>,
     },
 }
 
@@ -55,16 +62,26 @@ impl Job {
                 .chunks()
                 .get(*position)
                 .map_or(0, |chunk| chunk.size),
-            Self::File { size, most, .. } => *size.min(most),
+            Self::File { range, .. } => range.end - range.start,
+        }
+    }
+
+    fn key(&self) -> Option<Key> {
+        match self {
+            Self::Chunk(blob, position) => {
+                let chunk = blob.manifest().chunks().get(*position)?;
+                Some(Key::Chunk(chunk.digest))
+            }
+            Self::File { digest, range, .. } => Some(Key::File(*digest, range.start, range.end)),
         }
     }
 }
 
-/// A job is in the queue once: chunks by their digest, files by theirs and how much of them is wanted.
+/// A job is in the queue once: chunks by their digest, files by theirs and the part that is wanted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Key {
     Chunk(Digest),
-    File(Digest, u64),
+    File(Digest, u64, u64),
 }
 
 /// Fetches what is wanted ahead, as fast as the line, the memory and the disk take it, and after what readers wait for:
@@ -74,6 +91,7 @@ pub(super) struct Scheduler {
     cache: Arc<Cache>,
     runtime: Handle,
     pub(super) ledger: Ledger,
+    pub(super) tracer: Tracer,
     wake: Notify,
     /// The lock is held for a look only, and no other is taken under it.
     state: Mutex<State>,
@@ -113,6 +131,7 @@ impl Scheduler {
     pub(super) fn start(cache: Arc<Cache>) -> Arc<Self> {
         let scheduler = Arc::new(Self {
             ledger: Ledger::new(Arc::clone(&cache)),
+            tracer: Tracer::default(),
             cache,
             runtime: Handle::current(),
             wake: Notify::new(),
@@ -124,51 +143,11 @@ impl Scheduler {
         scheduler
     }
 
-    /// Wants chunks of a blob; those that are near already are left out.
-    pub(super) fn push_chunks(
-        &self,
-        kind: Kind,
-        source: Source,
-        blob: &Arc<Blob>,
-        positions: impl Iterator<Item = usize>,
-    ) -> u64 {
-        let chunks = blob.manifest().chunks();
-        let wanted: Vec<_> = positions
-            .filter(|position| !self.cache.is_near(blob, *position))
-            .collect();
-        let mut bytes = 0;
-        {
-            let mut state = self.state();
-            for position in wanted {
-                let Some(chunk) = chunks.get(position) else {
-                    continue;
-                };
-                let job = Job::Chunk(Arc::clone(blob), position);
-                if state
-                    .queue
-                    .push(kind, source, Key::Chunk(chunk.digest), job)
-                {
-                    bytes += chunk.size;
-                }
-            }
-        }
-        if bytes > 0 {
-            self.wake.notify_one();
-        }
-        bytes
-    }
-
-    /// Wants the first `most` bytes of a file. False when that is wanted already.
-    pub(super) fn push_file(
-        &self,
-        kind: Kind,
-        source: Source,
-        digest: Digest,
-        size: u64,
-        most: u64,
-    ) -> bool {
-        let job = Job::File { digest, size, most };
-        let key = Key::File(digest, most.min(size));
+    /// Wants something. False when it was wanted already.
+    pub(super) fn push(&self, kind: Kind, source: Source, job: Job) -> bool {
+        let Some(key) = job.key() else {
+            return false;
+        };
         let is_new = self.state().queue.push(kind, source, key, job);
         if is_new {
             self.wake.notify_one();
@@ -176,9 +155,24 @@ impl Scheduler {
         is_new
     }
 
+    /// Wants chunks of a blob, in this order; those that are near already are left out.
+    pub(super) fn push_chunks(
+        &self,
+        kind: Kind,
+        source: Source,
+        blob: &Arc<Blob>,
+        positions: impl Iterator<Item = usize>,
+    ) {
+        for position in positions {
+            if !self.cache.is_near(blob, position) {
+                self.push(kind, source, Job::Chunk(Arc::clone(blob), position));
+            }
+        }
+    }
+
     /// The walk for which a file waits in the queue.
     pub(super) fn walk_that_wants(&self, digest: Digest, size: u64) -> Option<u64> {
-        match self.state().queue.source_of(&Key::File(digest, size))? {
+        match self.state().queue.source_of(&Key::File(digest, 0, size))? {
             Source::Walk(walk) => Some(walk),
             Source::File(_) | Source::Profile | Source::Tree => None,
         }
@@ -342,14 +336,28 @@ impl Scheduler {
     async fn fetch(&self, kind: Kind, source: Source, job: Job) -> Result<(), CacheError> {
         match job {
             Job::Chunk(blob, position) => self.fetch_chunk(kind, source, &blob, position).await,
-            Job::File { digest, size, most } => {
+            Job::File {
+                digest,
+                size,
+                range,
+            } => {
                 let blob = self.cache.blob(digest, size).await?;
-                if blob.manifest().chunks().len() == 1 {
-                    return self.fetch_chunk(kind, source, &blob, 0).await;
+                let slices = blob.manifest().slices(range.start, range.end - range.start);
+                let wanted: Vec<_> = slices
+                    .map(|slice| slice.index)
+                    .filter(|position| !self.cache.is_near(&blob, *position))
+                    .collect();
+                if let [only] = wanted[..] {
+                    return self.fetch_chunk(kind, source, &blob, only).await;
                 }
-                let chunks = blob.manifest().chunks();
-                let wanted = chunks.partition_point(|chunk| chunk.offset < most);
-                self.push_chunks(kind, source, &blob, 0..wanted);
+                // Its turn has come, and so has that of its parts: before what was wanted after it.
+                let mut state = self.state();
+                for position in wanted.into_iter().rev() {
+                    let job = Job::Chunk(Arc::clone(&blob), position);
+                    if let Some(key) = job.key() {
+                        state.queue.push_front(kind, source, key, job);
+                    }
+                }
                 Ok(())
             }
         }
@@ -373,6 +381,10 @@ impl Scheduler {
         let entry = Open(&self.ledger, chunk.digest);
         if self.cache.prefetch(blob, position).await? {
             self.ledger.came(chunk.digest);
+            let range = chunk.offset..chunk.offset + chunk.size;
+            let (file, size) = (blob.digest(), blob.manifest().size());
+            self.tracer
+                .note(file, size, What::Prefetched, range, || None);
         }
         drop(entry);
         Ok(())

@@ -5,7 +5,7 @@ use std::{
 
 use super::{
     kind::Kind,
-    scheduler::{Scheduler, Source},
+    scheduler::{Job, Scheduler, Source},
 };
 use crate::{
     cache::Cache,
@@ -208,7 +208,11 @@ impl Walks {
         drop(state);
         if fetch_whole {
             for (digest, size) in files {
-                scheduler.push_file(Kind::Siblings, Source::Walk(number), digest, size, OF_ONE);
+                scheduler.push(
+                    Kind::Siblings,
+                    Source::Walk(number),
+                    beginning(digest, size),
+                );
             }
         }
         along
@@ -231,7 +235,7 @@ impl Walks {
                 .blob_at_hand(digest, size)
                 .is_some_and(|blob| cache.is_near(&blob, 0));
             if !is_here
-                && scheduler.push_file(Kind::Siblings, Source::Walk(walk), digest, size, OF_ONE)
+                && scheduler.push(Kind::Siblings, Source::Walk(walk), beginning(digest, size))
             {
                 asked += 1;
                 asked_bytes += size.min(OF_ONE);
@@ -264,6 +268,15 @@ fn along(number: u64, walk: &mut Walk, most_bytes: u64) -> Option<Along> {
         files: window - walk.ahead,
         bytes: most_bytes - walk.ahead_bytes,
     })
+}
+
+/// What a walk fetches of a file.
+fn beginning(digest: Digest, size: u64) -> Job {
+    Job::File {
+        digest,
+        size,
+        range: 0..size.min(OF_ONE),
+    }
 }
 
 /// The files of a directory that are worth fetching together.

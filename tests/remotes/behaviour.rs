@@ -61,6 +61,7 @@ pub fn cache_at(dir: &Path, chain: Chain) -> Arc<Cache> {
         min_free: Quota::Bytes(0),
         memory: 32 << 20,
         trust_streams: false,
+        bandwidth: castore::cache::Bandwidth::default(),
     };
     Cache::open(&config, chain).unwrap()
 }

@@ -175,7 +175,11 @@ impl Dispatcher {
                     IoMode::Small if may_answer() => self.device.fail(unique, libc::ENOSYS),
                     IoMode::Small => {}
                     IoMode::Large => {
-                        self.opened(unique, 0, FOPEN_KEEP_CACHE, &may_answer);
+                        // Before the answer: the kernel may close it at once.
+                        self.fs.opened(*node);
+                        if !self.opened(unique, 0, FOPEN_KEEP_CACHE, &may_answer) {
+                            self.fs.released(*node);
+                        }
                     }
                 }
             }),

@@ -92,13 +92,14 @@ impl FileSystem for Rest {
     fn release(
         &self,
         _: &Context,
-        _: u64,
+        inode: u64,
         _: u32,
         _: u64,
         _: bool,
         _: bool,
         _: Option<u64>,
     ) -> io::Result<()> {
+        self.fs.released(inode);
         Ok(())
     }
 

@@ -1,0 +1,98 @@
+use std::{io::Read, sync::Arc};
+
+use rusqlite::{Connection, OptionalExtension, Row, params};
+
+use super::{Cache, CacheError, index::now, rows, store::Command};
+
+/// Profiles that are kept; the oldest goes first.
+const KEPT: u32 = 256;
+/// The longest text of one, in bytes.
+const MAX_TEXT: u64 = 64 << 20;
+
+/// What a mount has read, as text. The cache does not look into it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredProfile {
+    /// The tree that it is of.
+    pub tree: String,
+    /// The name by which that was mounted.
+    pub name: Option<String>,
+    /// Seconds since 1970.
+    pub recorded_at: u64,
+    pub text: String,
+}
+
+impl Cache {
+    /// The profile of a tree, or the latest of a tree that was mounted by the same name.
+    ///
+    /// # Errors
+    /// When the index cannot be read.
+    pub async fn profile(
+        self: &Arc<Self>,
+        tree: String,
+        name: Option<String>,
+    ) -> Result<Option<StoredProfile>, CacheError> {
+        self.query(move |connection| {
+            let own = "SELECT tree, name, recorded_at, profile FROM profiles WHERE tree = ?";
+            let own = connection.prepare_cached(own)?;
+            let by_name = "SELECT tree, name, recorded_at, profile FROM profiles WHERE name = ? \
+                           ORDER BY recorded_at DESC LIMIT 1";
+            match (one(own, &tree)?, name) {
+                (Some(profile), _) => Ok(Some(profile)),
+                (None, Some(name)) => one(connection.prepare_cached(by_name)?, &name),
+                (None, None) => Ok(None),
+            }
+        })
+        .await
+    }
+
+    /// Keeps a profile in place of what was kept of its tree. Written in a while, by the writer.
+    pub fn keep_profile(&self, profile: StoredProfile) {
+        self.send(Command::Row(rows::Row::Profile(profile)));
+    }
+}
+
+fn one(
+    mut statement: rusqlite::CachedStatement<'_>,
+    key: &str,
+) -> rusqlite::Result<Option<StoredProfile>> {
+    let row = statement.query_row([key], |row: &Row<'_>| {
+        Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?))
+    });
+    let found: Option<(String, Option<String>, i64, Vec<u8>)> = row.optional()?;
+    // One that cannot be read is none: it will be recorded again.
+    Ok(found.and_then(|(tree, name, recorded_at, profile)| {
+        let mut text = String::new();
+        let decoder = zstd::Decoder::new(&profile[..]).ok()?;
+        decoder.take(MAX_TEXT).read_to_string(&mut text).ok()?;
+        Some(StoredProfile {
+            tree,
+            name,
+            recorded_at: u64::try_from(recorded_at).unwrap_or_default(),
+            text,
+        })
+    }))
+}
+
+pub(super) fn insert(connection: &Connection, profile: &StoredProfile) -> rusqlite::Result<()> {
+    let text = zstd::encode_all(profile.text.as_bytes(), 3)
+        .map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))?;
+    connection
+        .prepare_cached(
+            "INSERT INTO profiles (tree, name, recorded_at, profile) VALUES (?, ?, ?, ?) \
+             ON CONFLICT (tree) DO UPDATE SET name = coalesce(excluded.name, name), \
+             recorded_at = excluded.recorded_at, profile = excluded.profile",
+        )?
+        .execute(params![
+            profile.tree,
+            profile.name,
+            i64::try_from(profile.recorded_at.max(now())).unwrap_or(i64::MAX),
+            text
+        ])?;
+    connection
+        .prepare_cached(
+            "DELETE FROM profiles WHERE tree IN \
+             (SELECT tree FROM profiles ORDER BY recorded_at DESC LIMIT -1 OFFSET ?)",
+        )?
+        .execute([KEPT])?;
+    Ok(())
+}

@@ -1,0 +1,308 @@
+use std::{
+    fs,
+    io::Write,
+    path::{Path, PathBuf},
+    process::{Command, ExitStatus},
+    sync::Arc,
+};
+
+use anyhow::{Context, bail};
+use clap::Subcommand;
+use indicatif::BinaryBytes;
+
+use super::{
+    args::{CacheArgs, RemoteArgs},
+    open,
+    prefetch::read_profile,
+    runtime,
+};
+use crate::{
+    cache::{Cache, StoredProfile},
+    model::{Node, RootRef},
+    prefetch::{Profile, Tree, summary},
+};
+
+/// What mounts have read, for the next mount to fetch ahead
+///
+/// Each mount records which parts of which files were read, in order, and the next mount of the same tree, or of another tree
+/// under the same name, fetches them in that order before they are asked for.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  castore profile record toolchain -- sh -c 'cd {} && bin/rustc --version'
+  castore profile show toolchain
+  castore profile export toolchain toolchain.profile
+  castore profile import toolchain.profile
+  castore mount --profile toolchain.profile toolchain /mnt/toolchain")]
+pub(super) struct Args {
+    #[command(subcommand)]
+    command: What,
+}
+
+#[derive(Debug, Subcommand)]
+enum What {
+    Show(Show),
+    Export(Export),
+    Import(Import),
+    Record(Record),
+}
+
+/// Show the profile of a tree, or of a file
+#[derive(Debug, clap::Args)]
+struct Show {
+    /// A digest, a name or a Nix store path; all or nix for mounts of those; or a file with a profile
+    #[arg(value_name = "ROOT|FILE")]
+    of: String,
+
+    #[command(flatten)]
+    remotes: RemoteArgs,
+
+    #[command(flatten)]
+    cache: CacheArgs,
+}
+
+/// Write the profile of a tree into a file, for other machines
+#[derive(Debug, clap::Args)]
+struct Export {
+    /// A digest, a name or a Nix store path; all or nix for mounts of those
+    root: String,
+
+    /// Where to write it [default: to stdout]
+    file: Option<PathBuf>,
+
+    #[command(flatten)]
+    remotes: RemoteArgs,
+
+    #[command(flatten)]
+    cache: CacheArgs,
+}
+
+/// Take a profile from a file: the next mount of its tree, or of its name, uses it
+#[derive(Debug, clap::Args)]
+struct Import {
+    file: PathBuf,
+
+    /// Take it for this tree instead of the one that it names
+    #[arg(long, env = "CASTORE_ROOT", value_name = "ROOT")]
+    root: Option<String>,
+
+    #[command(flatten)]
+    remotes: RemoteArgs,
+
+    #[command(flatten)]
+    cache: CacheArgs,
+}
+
+/// Mount a tree, run a command, and keep what it read as the tree's profile
+///
+/// The place of the mount is in the variable CASTORE_MOUNT, and stands for {} in the command's arguments. The command's status
+/// is that of this one.
+#[derive(Debug, clap::Args)]
+struct Record {
+    /// A digest, a name or a Nix store path
+    root: String,
+
+    /// Where to mount it [default: a new directory]
+    #[arg(long, env = "CASTORE_MOUNTPOINT", value_name = "DIR")]
+    mountpoint: Option<PathBuf>,
+
+    /// Write the profile into this file, too
+    #[arg(long, env = "CASTORE_OUTPUT", value_name = "FILE")]
+    output: Option<PathBuf>,
+
+    #[command(flatten)]
+    remotes: RemoteArgs,
+
+    #[command(flatten)]
+    cache: CacheArgs,
+
+    #[arg(last = true, required = true, value_name = "COMMAND")]
+    command: Vec<String>,
+}
+
+pub(super) fn run(args: &Args) -> anyhow::Result<std::process::ExitCode> {
+    runtime::log_to_stderr();
+    match &args.command {
+        What::Show(args) => show(args)?,
+        What::Export(args) => export(args)?,
+        What::Import(args) => import(args)?,
+        What::Record(args) => return record(args),
+    }
+    Ok(std::process::ExitCode::SUCCESS)
+}
+
+fn show(args: &Show) -> anyhow::Result<()> {
+    let path = Path::new(&args.of);
+    let profile = match path.is_file() {
+        true => read_profile(path)?,
+        false => kept(&args.cache, &args.remotes, &args.of)?,
+    };
+    let (files, bytes) = summary(&profile.entries);
+    // A reader that has seen enough is no error.
+    let mut out = std::io::stdout().lock();
+    let written = out.write_all(profile.to_text().as_bytes());
+    if !written.is_err_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe) {
+        eprintln!("{files} files, {}", BinaryBytes(bytes));
+    }
+    Ok(())
+}
+
+fn export(args: &Export) -> anyhow::Result<()> {
+    let profile = kept(&args.cache, &args.remotes, &args.root)?;
+    match &args.file {
+        Some(file) => fs::write(file, profile.to_text())
+            .with_context(|| format!("{file:?} cannot be written"))?,
+        None => std::io::stdout().write_all(profile.to_text().as_bytes())?,
+    }
+    Ok(())
+}
+
+fn import(args: &Import) -> anyhow::Result<()> {
+    let mut profile = read_profile(&args.file)?;
+    runtime::block_on(async {
+        let cache = open::cache(&args.cache, &args.remotes)?;
+        if let Some(root) = &args.root {
+            (profile.tree, profile.name) = tree(&cache, root).await?;
+        }
+        let (files, bytes) = summary(&profile.entries);
+        let tree = profile.tree.clone();
+        cache.keep_profile(StoredProfile {
+            text: profile.to_text(),
+            tree: profile.tree,
+            name: profile.name,
+            recorded_at: 0,
+        });
+        cache.sync().await;
+        tokio::task::spawn_blocking(move || cache.close()).await?;
+        println!("{tree}: {files} files, {}", BinaryBytes(bytes));
+        Ok(())
+    })
+}
+
+fn record(args: &Record) -> anyhow::Result<std::process::ExitCode> {
+    let temporary = match &args.mountpoint {
+        Some(_) => None,
+        None => Some(Temporary::new()?),
+    };
+    let mountpoint = match (&args.mountpoint, &temporary) {
+        (Some(path), _) => std::path::absolute(path)?,
+        (None, Some(temporary)) => temporary.0.clone(),
+        (None, None) => bail!("no mount point"),
+    };
+    let itself = std::env::current_exe().context("this program cannot be found")?;
+    let remotes = args.remotes.addresses()?.join("\n");
+    let cache_dir = std::path::absolute(args.cache.dir())?;
+    let castore = |command: &str| {
+        let mut castore = Command::new(&itself);
+        // In the environment: an address may have a password, and arguments are for all to see.
+        castore
+            .arg(command)
+            .env("CASTORE_REMOTE", &remotes)
+            .env("CASTORE_CACHE_DIR", &cache_dir);
+        castore
+    };
+    let mut mount = castore("mount");
+    mount.args(["--profile", "record"]);
+    if args.remotes.offline {
+        mount.arg("--offline");
+    }
+    let mount = mount.arg("--").arg(&args.root).arg(&mountpoint).status()?;
+    if !mount.success() {
+        bail!("{} cannot be mounted", args.root);
+    }
+    let place = mountpoint.display().to_string();
+    let mut words = args.command.iter().map(|word| word.replace("{}", &place));
+    let program = words.next().unwrap_or_default();
+    let ran = Command::new(&program)
+        .args(words)
+        .env("CASTORE_MOUNT", &mountpoint)
+        .status();
+    // The profile is kept when the mount ends.
+    let unmount = castore("unmount").arg(&mountpoint).status()?;
+    let status = ran.with_context(|| format!("{program:?} cannot be run"))?;
+    if !unmount.success() {
+        bail!("{mountpoint:?} cannot be unmounted; its profile is kept when it is");
+    }
+    let profile = kept(&args.cache, &args.remotes, &args.root)?;
+    let (files, bytes) = summary(&profile.entries);
+    eprintln!("{files} files, {}", BinaryBytes(bytes));
+    if let Some(output) = &args.output {
+        fs::write(output, profile.to_text())
+            .with_context(|| format!("{output:?} cannot be written"))?;
+    }
+    Ok(code(status))
+}
+
+fn code(status: ExitStatus) -> std::process::ExitCode {
+    let code = status.code().and_then(|code| u8::try_from(code).ok());
+    code.unwrap_or(1).into()
+}
+
+/// The profile that is kept of a tree.
+fn kept(cache: &CacheArgs, remotes: &RemoteArgs, root: &str) -> anyhow::Result<Profile> {
+    runtime::block_on(async {
+        let cache = open::cache(cache, remotes)?;
+        let found = async {
+            let (tree, name) = tree(&cache, root).await?;
+            let Some(stored) = cache.profile(tree, name).await? else {
+                bail!(
+                    "there is no profile of {root} in the cache {:?} yet; a mount records one, or `castore profile record`",
+                    cache.dir()
+                );
+            };
+            Profile::parse(&stored.text).context("the profile that was kept is damaged")
+        };
+        let found = found.await;
+        tokio::task::spawn_blocking(move || cache.close()).await?;
+        found
+    })
+}
+
+/// What profiles call a tree, and by which name it goes.
+async fn tree(cache: &Arc<Cache>, root: &str) -> anyhow::Result<(String, Option<String>)> {
+    match root {
+        "all" => return Ok((Tree::Names.key(), None)),
+        "nix" => return Ok((Tree::StorePaths.key(), None)),
+        _ => {}
+    }
+    let root = RootRef::parse(root)?;
+    // A digest need not be there.
+    if let RootRef::Digest(digest) = root {
+        return Ok((Tree::Directory(digest).key(), None));
+    }
+    let Node::Directory { digest, .. } = open::root(cache, &root).await? else {
+        bail!("{root} is one file, of which no profile is kept");
+    };
+    Ok((Tree::Directory(digest).key(), name_of(&root)))
+}
+
+/// The name by which a profile is found for another tree.
+pub(super) fn name_of(root: &RootRef) -> Option<String> {
+    match root {
+        RootRef::Digest(_) => None,
+        RootRef::Name(name) => Some(name.to_string()),
+        // The hash is that of one build.
+        RootRef::StorePath(path) => {
+            let name = path.basename().to_string();
+            name.split_once('-').map(|(_, name)| name.to_owned())
+        }
+    }
+}
+
+/// A directory that goes away when this is dropped, and is not if something is still mounted on it.
+struct Temporary(PathBuf);
+
+impl Temporary {
+    fn new() -> anyhow::Result<Self> {
+        let name = format!("castore-profile-{}", std::process::id());
+        let path = std::env::temp_dir().join(name);
+        fs::create_dir(&path).with_context(|| format!("{path:?} cannot be made"))?;
+        Ok(Self(path))
+    }
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir(&self.0);
+    }
+}

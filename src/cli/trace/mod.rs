@@ -1,0 +1,119 @@
+//! `castore trace`: what a mount reads, as a picture (`svg`).
+
+mod svg;
+
+use std::{
+    fs,
+    path::PathBuf,
+    process::{Command, ExitCode},
+    time::Duration,
+};
+
+use anyhow::{Context, anyhow};
+
+use super::{
+    control::{self, Request, Switched},
+    mountpoint, runtime,
+};
+use crate::{
+    prefetch::{Trace, What},
+    remote::parse_duration,
+};
+
+const ANSWER_WITHIN: Duration = Duration::from_secs(30);
+
+/// Draw what is read from a mount: time against place in the file, what was there, fetched ahead or waited for
+///
+/// It watches until the command ends, for the time given with --for, or until it is interrupted (Ctrl-C). What the kernel has
+/// in its own cache does not come by the mount and is not seen.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  castore trace /mnt/toolchain -- /mnt/toolchain/bin/rustc --version
+  castore trace /mnt/toolchain --for 10s --output rustc.svg")]
+pub(super) struct Args {
+    /// Where the tree is mounted
+    mountpoint: PathBuf,
+
+    /// The picture, an SVG; with a name that ends in .json, the events themselves
+    #[arg(
+        long,
+        short,
+        env = "CASTORE_OUTPUT",
+        value_name = "FILE",
+        default_value = "castore-trace.svg"
+    )]
+    output: PathBuf,
+
+    /// How long to watch
+    #[arg(long = "for", env = "CASTORE_FOR", value_name = "TIME", value_parser = parse_duration, conflicts_with = "command")]
+    time: Option<Duration>,
+
+    /// Directory of the mount's cache, where the mount does not tell (--xattr false)
+    #[arg(long, env = "CASTORE_CACHE_DIR", value_name = "DIR")]
+    cache_dir: Option<PathBuf>,
+
+    /// What to run meanwhile
+    #[arg(last = true, value_name = "COMMAND")]
+    command: Vec<String>,
+}
+
+pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    runtime::log_to_stderr();
+    let path = mountpoint::absolute(&args.mountpoint)?;
+    let (dir, pid) = control::find(&path, args.cache_dir.as_deref())?;
+    let started: Switched = control::ask_one(&dir, pid, &Request::TraceStart, ANSWER_WITHIN)?;
+    started.map_err(|reason| anyhow!(reason))?;
+    let watched = watch(args);
+    let trace: Trace = control::ask_one(&dir, pid, &Request::TraceStop, ANSWER_WITHIN)
+        .context("the mount has ended meanwhile")?;
+    let code = watched?;
+    let is_json = args
+        .output
+        .extension()
+        .is_some_and(|extension| extension == "json");
+    let drawn = match is_json {
+        true => serde_json::to_string(&trace)?,
+        false => svg::draw(&trace, &args.mountpoint.display().to_string()),
+    };
+    fs::write(&args.output, drawn)
+        .with_context(|| format!("{:?} cannot be written", args.output))?;
+    let count = |what| {
+        trace
+            .events
+            .iter()
+            .filter(|event| event.what == what)
+            .count()
+    };
+    eprintln!(
+        "{:?}: {} files; {} reads of what was there, {} that had to wait; {} chunks fetched ahead{}",
+        args.output,
+        trace.files.len(),
+        count(What::Read),
+        count(What::Missed),
+        count(What::Prefetched),
+        if trace.cut_short { "; cut short" } else { "" }
+    );
+    Ok(code)
+}
+
+fn watch(args: &Args) -> anyhow::Result<ExitCode> {
+    if let [program, words @ ..] = &args.command[..] {
+        let status = Command::new(program)
+            .args(words)
+            .status()
+            .with_context(|| format!("{program:?} cannot be run"))?;
+        let code = status.code().and_then(|code| u8::try_from(code).ok());
+        return Ok(code.unwrap_or(1).into());
+    }
+    runtime::block_on(async {
+        let interrupted = tokio::signal::ctrl_c();
+        match args.time {
+            Some(time) => {
+                let _ = tokio::time::timeout(time, interrupted).await;
+            }
+            None => interrupted.await?,
+        }
+        Ok(ExitCode::SUCCESS)
+    })
+}

@@ -1,0 +1,258 @@
+use std::{
+    collections::HashMap,
+    ops::Range,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use super::{
+    fill::Spare,
+    kind::Kind,
+    profile::{Entry, Profile},
+    scheduler::{Job, Scheduler, Source},
+};
+use crate::{
+    cache::Cache,
+    model::{Digest, Name, Node, StorePath},
+};
+
+/// Bytes that are fetched beyond what readers have come to, at the most.
+const LEAD: u64 = 256 << 20;
+/// Jobs that wait at once.
+const WAITING: usize = 256;
+/// A file that is another one by now is fetched as a whole up to this size, in bytes; of a larger one, what was read of the old.
+const WHOLE: u64 = 1 << 20;
+/// How often it is looked whether there is room for more.
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
+/// After so many files …
+const JUDGED: u64 = 64;
+/// … one in so many must have been in the profile, or it is given up.
+const MATCHING: u64 = 4;
+
+/// What a mount shows.
+#[derive(Debug, Clone)]
+pub enum Tree {
+    Directory(Digest),
+    Names,
+    StorePaths,
+}
+
+impl Tree {
+    /// As profiles name it.
+    #[must_use]
+    pub fn key(&self) -> String {
+        match self {
+            Self::Directory(digest) => digest.to_string(),
+            Self::Names => "all".to_owned(),
+            Self::StorePaths => "nix".to_owned(),
+        }
+    }
+}
+
+/// Fetches what a profile says, in its order, ahead of those who read.
+#[derive(Debug, Default)]
+pub(super) struct Replay {
+    /// The lock is held for a look only.
+    state: Mutex<State>,
+    stopped: AtomicBool,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Where each file is in the profile: bytes of all entries up to its first.
+    places: HashMap<Digest, u64>,
+    /// The furthest of the files that were read.
+    reached: u64,
+    matched: u64,
+    others: u64,
+}
+
+impl Replay {
+    /// A file is read for the first time, or a part of it.
+    pub(super) fn read(&self, file: Digest) {
+        if self.stopped.load(Ordering::Relaxed) {
+            return;
+        }
+        let mut state = self.state();
+        match state.places.get(&file).copied() {
+            Some(place) => {
+                state.matched += 1;
+                state.reached = state.reached.max(place);
+            }
+            None => state.others += 1,
+        }
+        let all = state.matched + state.others;
+        if all >= JUDGED && state.matched * MATCHING < all {
+            tracing::debug!(matched = state.matched, all, "the profile does not match");
+            self.stop();
+        }
+    }
+
+    pub(super) fn stop(&self) {
+        self.stopped.store(true, Ordering::Relaxed);
+    }
+
+    /// Goes through a profile to its end, or until it is stopped.
+    pub(super) async fn run(
+        &self,
+        cache: &Arc<Cache>,
+        scheduler: &Scheduler,
+        tree: &Tree,
+        profile: &Profile,
+    ) {
+        let (mut walked, mut spare) = (Walked::default(), Spare::default());
+        let mut come_to = 0;
+        for entry in &profile.entries {
+            while scheduler.waiting(Kind::Profile) >= WAITING
+                || come_to > self.state().reached.saturating_add(LEAD)
+            {
+                if self.stopped.load(Ordering::Relaxed) {
+                    break;
+                }
+                tokio::time::sleep(LOOK_AGAIN).await;
+            }
+            if self.stopped.load(Ordering::Relaxed) {
+                break;
+            }
+            come_to += entry.range.end - entry.range.start;
+            // What is not there any more, or cannot be had, is left out.
+            let Some((digest, size)) = walked.find(cache, tree, &entry.path).await else {
+                continue;
+            };
+            self.state().places.entry(digest).or_insert(come_to);
+            let Some(range) = wanted(entry, digest, size) else {
+                continue;
+            };
+            if !spare
+                .take(cache, range.end - range.start, &self.stopped)
+                .await
+            {
+                break;
+            }
+            scheduler.push(
+                Kind::Profile,
+                Source::Profile,
+                Job::File {
+                    digest,
+                    size,
+                    range,
+                },
+            );
+        }
+        if self.stopped.load(Ordering::Relaxed) {
+            scheduler.cancel(Source::Profile);
+        }
+    }
+
+    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The bytes to fetch of a file, which may be another one than the profile's.
+fn wanted(entry: &Entry, digest: Digest, size: u64) -> Option<Range<u64>> {
+    let range = if digest == entry.digest {
+        entry.range.clone()
+    } else if size <= WHOLE || entry.range.end == entry.size && entry.range.start == 0 {
+        0..size
+    } else {
+        entry.range.start..entry.range.end.min(size)
+    };
+    (!range.is_empty()).then_some(range)
+}
+
+/// The directory that was looked at last: the next path is often in it, too.
+#[derive(Default)]
+struct Walked {
+    path: Vec<u8>,
+    /// Digest and closure.
+    directory: Option<(Digest, Digest)>,
+}
+
+impl Walked {
+    /// The file at a path: its digest and size.
+    async fn find(
+        &mut self,
+        cache: &Arc<Cache>,
+        tree: &Tree,
+        path: &[u8],
+    ) -> Option<(Digest, u64)> {
+        let split = path.iter().rposition(|byte| *byte == b'/');
+        let (above, name) = match split {
+            Some(at) => (&path[..at], &path[at + 1..]),
+            None => (&path[..0], path),
+        };
+        let (directory, closure) = match self.directory {
+            Some(known) if self.path == above => known,
+            _ => {
+                let found = directory_at(cache, tree, above).await?;
+                above.clone_into(&mut self.path);
+                *self.directory.insert(found)
+            }
+        };
+        let directory = cache.directory(directory, closure).await.ok()?;
+        match directory.get(name)? {
+            Node::File { digest, size, .. } if *size > 0 => Some((*digest, *size)),
+            Node::File { .. } | Node::Directory { .. } | Node::Symlink { .. } => None,
+        }
+    }
+}
+
+/// The node at a path, and the root of a closure that has it. No path is the tree's root, or none where that is made of names.
+pub(super) async fn node_at(
+    cache: &Arc<Cache>,
+    tree: &Tree,
+    path: &[u8],
+) -> Option<(Node, Digest)> {
+    let directory = |digest| Node::Directory { digest, size: 0 };
+    let (above, name) = match path.iter().rposition(|byte| *byte == b'/') {
+        Some(at) => (&path[..at], &path[at + 1..]),
+        None if path.is_empty() => {
+            let (digest, closure) = directory_at(cache, tree, path).await?;
+            return Some((directory(digest), closure));
+        }
+        None => (&path[..0], path),
+    };
+    if above.is_empty() && !matches!(tree, Tree::Directory(_)) {
+        let (digest, closure) = directory_at(cache, tree, path).await?;
+        return Some((directory(digest), closure));
+    }
+    let (digest, closure) = directory_at(cache, tree, above).await?;
+    let found = cache.directory(digest, closure).await.ok()?;
+    Some((found.get(name)?.clone(), closure))
+}
+
+async fn directory_at(cache: &Arc<Cache>, tree: &Tree, path: &[u8]) -> Option<(Digest, Digest)> {
+    let mut names = path
+        .split(|byte| *byte == b'/')
+        .filter(|name| !name.is_empty());
+    let mut at = match tree {
+        Tree::Directory(digest) => *digest,
+        Tree::Names | Tree::StorePaths => {
+            let name = Name::new(names.next()?.to_vec()).ok()?;
+            let node = match tree {
+                Tree::StorePaths => {
+                    let path = StorePath::from_basename(name).ok()?;
+                    cache.store_path(&path).await.ok()?
+                }
+                Tree::Names | Tree::Directory(_) => cache.root(&name).await.ok()?,
+            };
+            let Node::Directory { digest, .. } = node else {
+                return None;
+            };
+            digest
+        }
+    };
+    let closure = at;
+    for name in names {
+        let directory = cache.directory(at, closure).await.ok()?;
+        let Some(Node::Directory { digest, .. }) = directory.get(name) else {
+            return None;
+        };
+        at = *digest;
+    }
+    Some((at, closure))
+}
