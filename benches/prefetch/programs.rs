@@ -25,16 +25,17 @@ const IMPORTS: &str = "import argparse, ast, asyncio, base64, bz2, cProfile, cal
     zoneinfo";
 
 pub fn python(lab: &Lab, remote: &Remote) -> String {
-    let Some(library) = python_library() else {
+    let Some(python) = installed_python() else {
         return "no Python here | ".to_owned();
     };
-    let tree = lab.tree("python", |source| python_tree(&library, source, false));
+    let tree = lab.tree("python", |source| python_tree(&python, source, false));
     let changed = lab.tree("python-changed", |source| {
-        python_tree(&library, source, true);
+        python_tree(&python, source, true);
     });
     let start = |root: &Path| {
-        let script =
-            format!("PYTHONHOME=$PWD PYTHONDONTWRITEBYTECODE=1 bin/python3 -c '{IMPORTS}'");
+        let script = format!(
+            "PYTHONHOME=$PWD LD_LIBRARY_PATH=$PWD/lib PYTHONDONTWRITEBYTECODE=1 bin/python3 -c '{IMPORTS}'"
+        );
         work::shell(root, &script);
     };
     cold_starts(lab, remote, &tree, Some(&changed), &start)
@@ -116,32 +117,36 @@ fn cold_starts(
     )
 }
 
-/// Where the library of the Python is that is installed.
-fn python_library() -> Option<PathBuf> {
-    let script = "import sys, os; print(os.path.dirname(os.__file__))";
+/// Where the Python is installed that is called `python3`: its program, its library, and where its own shared object is.
+fn installed_python() -> Option<[PathBuf; 3]> {
+    let script = "import sys, os; print(os.path.realpath(sys.executable)); print(os.path.dirname(os.__file__)); \
+                  print(sys.base_prefix + '/lib')";
     let output = Command::new("python3").args(["-c", script]).output().ok()?;
-    let path = PathBuf::from(String::from_utf8(output.stdout).ok()?.trim());
-    path.is_dir().then_some(path)
+    let said = String::from_utf8(output.stdout).ok()?;
+    let paths: Vec<_> = said.lines().map(PathBuf::from).collect();
+    paths.try_into().ok()
 }
 
-/// An installation of Python; `changed` has one source in twenty changed.
-fn python_tree(library: &Path, tree: &Path, changed: bool) {
-    let binary = fs::canonicalize("/usr/bin/python3").unwrap();
-    copy(&binary, &tree.join("bin/python3"));
-    let name = library.file_name().unwrap();
-    let own = tree.join("lib").join(name);
+/// The same as a tree; `changed` has one source in twenty changed.
+fn python_tree([program, library, shared]: &[PathBuf; 3], tree: &Path, changed: bool) {
+    copy(program, &tree.join("bin/python3"));
+    let own = tree.join("lib").join(library.file_name().unwrap());
     copy(library, &own);
-    let script = "find . -name __pycache__ -prune -exec rm -rf {} +; rm -rf test dist-packages";
+    for entry in fs::read_dir(shared).unwrap().flatten() {
+        if entry.file_name().to_string_lossy().starts_with("libpython") {
+            copy(&entry.path(), &tree.join("lib").join(entry.file_name()));
+        }
+    }
+    let script = "find . -name __pycache__ -prune -exec rm -rf {} +; rm -rf test */test */tests site-packages dist-packages";
     work::shell(&own, script);
     if changed {
         let script = "find . -name '*.py' | sort | awk 'NR % 20 == 0' | while read f; do echo '# changed' >> \"$f\"; done";
         work::shell(&own, script);
     }
     // Times say nothing in a content-addressed tree.
-    work::shell(
-        &own,
-        "python3 -m compileall -q --invalidation-mode unchecked-hash . || true",
-    );
+    let compile =
+        "python3 -m compileall -q --invalidation-mode unchecked-hash . > /dev/null 2>&1 || true";
+    work::shell(&own, compile);
 }
 
 fn sysroot() -> Option<PathBuf> {

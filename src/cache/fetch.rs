@@ -1,7 +1,4 @@
-use std::sync::{
-    Arc, PoisonError,
-    atomic::{AtomicBool, Ordering},
-};
+use std::sync::{Arc, OnceLock, PoisonError};
 
 use bytes::Bytes;
 use rusqlite::Connection;
@@ -23,6 +20,18 @@ use crate::{
 
 /// Somebody who waits in line looks this often whether a reader waits for the same.
 const LOOK: std::time::Duration = std::time::Duration::from_millis(10);
+
+/// How a chunk was brought that no reader had asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Prefetched {
+    /// It was in a tier, or somebody else had it on its way.
+    Near,
+    /// From a remote.
+    Came {
+        /// A reader has come to wait for it meanwhile.
+        awaited: bool,
+    },
+}
 
 impl Cache {
     /// A blob's manifest, and where its chunks lie.
@@ -61,7 +70,7 @@ impl Cache {
         self.chunk_for(blob, position, true).await
     }
 
-    /// Brings a chunk that no reader waits for yet. True when it came from a remote and nobody else had asked for it.
+    /// Brings a chunk that no reader waits for yet.
     ///
     /// # Errors
     /// As [`Cache::chunk`].
@@ -69,10 +78,15 @@ impl Cache {
         self: &Arc<Self>,
         blob: &Arc<Blob>,
         position: usize,
-    ) -> Result<bool, CacheError> {
-        let brought = Arc::new(AtomicBool::default());
-        self.join_chunk(blob, position, false, &brought).await?;
-        Ok(brought.load(Ordering::Relaxed))
+    ) -> Result<Prefetched, CacheError> {
+        let asked = Arc::new(OnceLock::new());
+        self.join_chunk(blob, position, false, &asked).await?;
+        Ok(match asked.get() {
+            None => Prefetched::Near,
+            Some(urgency) => Prefetched::Came {
+                awaited: urgency.is_reader(),
+            },
+        })
     }
 
     /// As [`Cache::chunk`], where perhaps no reader waits.
@@ -90,27 +104,27 @@ impl Cache {
             .await
     }
 
-    /// `brought` is set where this has asked a remote.
+    /// `asked` is set where this has asked a remote, to how urgent that is.
     async fn join_chunk(
         self: &Arc<Self>,
         blob: &Arc<Blob>,
         position: usize,
         is_reader: bool,
-        brought: &Arc<AtomicBool>,
+        asked: &Arc<OnceLock<Urgency>>,
     ) -> Result<ChunkData, CacheError> {
         let chunk = blob.chunk(position).ok_or(CacheError::Aborted)?;
         if let Some(arriving) = blob.as_arriving() {
             return self.arriving_part(arriving, position, chunk.size).await;
         }
         let key = (chunk.digest, chunk.size);
-        let task = |urgency| {
+        let task = |urgency: Urgency| {
             let (cache, blob) = (Arc::clone(self), Arc::clone(blob));
-            let brought = Arc::clone(brought);
+            let asked = Arc::clone(asked);
             async move {
                 if let Some(data) = cache.find_here(&blob, position).await? {
                     return Ok(data);
                 }
-                brought.store(true, Ordering::Relaxed);
+                let _ = asked.set(urgency.clone());
                 cache.fetch_chunk(&blob, position, &urgency).await
             }
         };

@@ -61,6 +61,7 @@ pub use config::{
 };
 pub use data_file::DataFile;
 pub use error::CacheError;
+pub use fetch::Prefetched;
 
 pub use guard::{GuardError, prepare};
 pub use pace::Pace;

@@ -9,7 +9,10 @@ use super::{
     control::{self, MountStatus},
     open, runtime,
 };
-use crate::cache::Usage;
+use crate::{
+    cache::{Counter, Usage},
+    prefetch::Kind,
+};
 
 /// Show what is mounted, how full the cache is and what went wrong lately
 #[derive(Debug, clap::Args)]
@@ -87,6 +90,29 @@ fn hit_rate(counters: &std::collections::BTreeMap<String, u64>) -> Option<f64> {
     (all > 0).then(|| hits as f64 / all as f64)
 }
 
+/// What became of what a mount has fetched ahead, one line for each reason.
+fn fetched_ahead(counters: &[(String, u64)]) -> Vec<String> {
+    let get = |counter: Counter| {
+        let found = counters.iter().find(|(name, _)| name == counter.name());
+        found.map_or(0, |(_, value)| *value)
+    };
+    let kinds = Kind::ALL.into_iter().filter_map(|kind| {
+        let counters = kind.counters();
+        let fetched = get(counters.fetched);
+        (fetched > 0).then(|| {
+            format!(
+                "fetched ahead ({}): {}, of which {} were read ({} of them late) and {} wasted",
+                kind.name(),
+                BinaryBytes(fetched),
+                BinaryBytes(get(counters.used)),
+                BinaryBytes(get(counters.late)),
+                BinaryBytes(get(counters.wasted))
+            )
+        })
+    });
+    kinds.collect()
+}
+
 fn text(status: &Status) -> Result<String, std::fmt::Error> {
     let mut out = String::new();
     let cache = &status.cache;
@@ -141,6 +167,9 @@ fn text(status: &Status) -> Result<String, std::fmt::Error> {
                 )?,
                 (false, _) => writeln!(out, "  from {}", remote.address)?,
             }
+        }
+        for line in fetched_ahead(&mount.counters) {
+            writeln!(out, "  {line}")?;
         }
         for error in &mount.errors {
             writeln!(

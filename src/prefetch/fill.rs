@@ -35,14 +35,25 @@ pub(super) struct Spare {
 
 impl Spare {
     /// Waits until there is room for `bytes`; false when it was stopped.
-    pub(super) async fn take(&mut self, cache: &Arc<Cache>, bytes: u64, stop: &AtomicBool) -> bool {
+    ///
+    /// `outstanding` tells how many have been taken and are not on disk yet.
+    pub(super) async fn take(
+        &mut self,
+        cache: &Arc<Cache>,
+        bytes: u64,
+        stop: &AtomicBool,
+        outstanding: impl Fn() -> u64 + Send,
+    ) -> bool {
         while self.left < bytes {
             if stop.load(Ordering::Relaxed) {
                 return false;
             }
+            // Before the look: what comes to the disk in between counts twice rather than not at all.
+            let taken = outstanding();
             let looked = Arc::clone(cache);
             let spare = tokio::task::spawn_blocking(move || looked.spare()).await;
             let spare = spare.ok().and_then(Result::ok).unwrap_or(0);
+            let spare = spare.saturating_sub(taken);
             if spare < bytes {
                 tracing::debug!(spare, "the cache is full; what is fetched ahead waits");
                 tokio::time::sleep(FULL).await;
@@ -116,7 +127,8 @@ async fn want(
         }
         tokio::time::sleep(LOOK_AGAIN).await;
     }
-    if !spare.take(cache, missing, stop).await {
+    let outstanding = || scheduler.outstanding(Kind::Tree, Source::Tree);
+    if !spare.take(cache, missing, stop, outstanding).await {
         return false;
     }
     let range = 0..size;

@@ -75,14 +75,15 @@ impl Ledger {
         self.entries.insert(chunk, Arc::new(entry));
     }
 
-    /// It was fetched.
-    pub(super) fn came(&self, chunk: Digest) {
+    /// It was fetched; `awaited`: a reader has come to wait for it.
+    pub(super) fn came(&self, chunk: Digest, awaited: bool) {
         let Some(entry) = self.entries.get(&chunk) else {
             return;
         };
         let counters = entry.kind.counters();
         self.count(counters.fetched, entry.bytes);
-        if entry.state.swap(THERE, Ordering::Relaxed) == AWAITED {
+        let before = entry.state.swap(THERE, Ordering::Relaxed);
+        if awaited || before == AWAITED {
             self.entries.invalidate(&chunk);
             self.count(counters.used, entry.bytes);
             self.count(counters.late, entry.bytes);

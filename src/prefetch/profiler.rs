@@ -91,7 +91,7 @@ impl Profiler {
             .unwrap_or_else(PoisonError::into_inner)
             .replace(Arc::clone(&shown));
         if let Some(old) = old {
-            old.replay.stop();
+            old.replay.stop(&self.scheduler);
         }
         let this = Arc::clone(self);
         self.scheduler.runtime().spawn(async move {
@@ -127,7 +127,7 @@ impl Profiler {
         if let Some(shown) = &*shown
             && shown.recorder.note(inode, blob, first, last, path)
         {
-            shown.replay.read(blob.digest());
+            shown.replay.read(blob.digest(), &self.scheduler);
         }
     }
 
@@ -172,7 +172,7 @@ impl Profiler {
             .unwrap_or_else(PoisonError::into_inner)
             .take();
         if let Some(shown) = shown {
-            shown.replay.stop();
+            shown.replay.stop(&self.scheduler);
         }
     }
 

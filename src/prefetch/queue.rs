@@ -122,6 +122,12 @@ impl<S: Copy + Eq + Hash, K: Copy + Eq + Hash, J> Queue<S, K, J> {
             .sum()
     }
 
+    /// The jobs of a kind.
+    pub(super) fn jobs_of(&self, kind: Kind) -> impl Iterator<Item = &J> {
+        let lane = &self.lanes[kind as usize];
+        lane.jobs.values().flatten().map(|(_, job)| job)
+    }
+
     /// How many sources of a kind there are.
     pub(super) fn sources(&self, kind: Kind) -> usize {
         self.lanes[kind as usize].turns.len()

@@ -72,7 +72,7 @@ struct State {
 
 impl Replay {
     /// A file is read for the first time, or a part of it.
-    pub(super) fn read(&self, file: Digest) {
+    pub(super) fn read(&self, file: Digest, scheduler: &Scheduler) {
         if self.stopped.load(Ordering::Relaxed) {
             return;
         }
@@ -87,12 +87,14 @@ impl Replay {
         let all = state.matched + state.others;
         if all >= JUDGED && state.matched * MATCHING < all {
             tracing::debug!(matched = state.matched, all, "the profile does not match");
-            self.stop();
+            drop(state);
+            self.stop(scheduler);
         }
     }
 
-    pub(super) fn stop(&self) {
+    pub(super) fn stop(&self, scheduler: &Scheduler) {
         self.stopped.store(true, Ordering::Relaxed);
+        scheduler.cancel(Source::Profile);
     }
 
     /// Goes through a profile to its end, or until it is stopped.
@@ -126,10 +128,9 @@ impl Replay {
             let Some(range) = wanted(entry, digest, size) else {
                 continue;
             };
-            if !spare
-                .take(cache, range.end - range.start, &self.stopped)
-                .await
-            {
+            let bytes = range.end - range.start;
+            let outstanding = || scheduler.outstanding(Kind::Profile, Source::Profile);
+            if !spare.take(cache, bytes, &self.stopped, outstanding).await {
                 break;
             }
             scheduler.push(
@@ -143,6 +144,7 @@ impl Replay {
             );
         }
         if self.stopped.load(Ordering::Relaxed) {
+            // What was wanted while it was being stopped.
             scheduler.cancel(Source::Profile);
         }
     }

@@ -14,7 +14,7 @@ use super::{
     tracer::{Tracer, What},
 };
 use crate::{
-    cache::{Blob, Cache, CacheError, Pace},
+    cache::{Blob, Cache, CacheError, Pace, Prefetched},
     model::Digest,
 };
 
@@ -187,6 +187,17 @@ impl Scheduler {
     pub(super) fn close(&self) {
         self.state().queue = Queue::default();
         self.ledger.close();
+    }
+
+    /// Bytes of a kind that wait, are under way, or are not on disk yet.
+    pub(super) fn outstanding(&self, kind: Kind, source: Source) -> u64 {
+        let (budget, free) = self.cache.ahead();
+        let state = self.state();
+        let waiting: u64 = state.queue.jobs_of(kind).map(Job::bytes).sum();
+        let running = state.running.values();
+        let running = running.filter(|running| running.source == source);
+        let running: u64 = running.map(|running| running.cost).sum();
+        waiting + running + budget.saturating_sub(free)
     }
 
     /// How many jobs of a kind wait.
@@ -379,8 +390,8 @@ impl Scheduler {
         }
         self.ledger.began(chunk.digest, chunk.size, kind, source);
         let entry = Open(&self.ledger, chunk.digest);
-        if self.cache.prefetch(blob, position).await? {
-            self.ledger.came(chunk.digest);
+        if let Prefetched::Came { awaited } = self.cache.prefetch(blob, position).await? {
+            self.ledger.came(chunk.digest, awaited);
             let range = chunk.offset..chunk.offset + chunk.size;
             let (file, size) = (blob.digest(), blob.manifest().size());
             self.tracer

@@ -10,7 +10,8 @@ const NEAR: u64 = 128 << 10;
 const PROVEN: u32 = 3;
 /// … these.
 const STRIDE: u64 = 1 << 20;
-/// So many new readers in a row who did not go on make the file one that is read at random.
+/// So many new readers, without one that has gone on as often as that, make the file one that is read at random: then who goes
+/// on once may do so by chance.
 const RANDOM: u32 = 16;
 
 /// Where the readers of one file are, in bytes. Numbers to numbers: it knows no clock and no network.
@@ -18,7 +19,7 @@ const RANDOM: u32 = 16;
 pub(super) struct Cursors {
     /// The one that read last is the last.
     cursors: Vec<Cursor>,
-    /// New readers since one went on.
+    /// New readers since one was proven.
     lone: u32,
 }
 
@@ -56,10 +57,13 @@ impl Cursors {
             cursor.read += range.end - range.start.max(cursor.at);
             cursor.at = range.end;
             cursor.steps = cursor.steps.saturating_add(1);
-            self.lone = 0;
+            if cursor.steps >= PROVEN {
+                self.lone = 0;
+            }
         }
         let passed = cursor.at - cursor.first;
-        let pays = passed <= cursor.read.saturating_mul(2).saturating_add(FIRST);
+        let is_chance = self.lone >= RANDOM && cursor.steps < PROVEN;
+        let pays = !is_chance && passed <= cursor.read.saturating_mul(2).saturating_add(FIRST);
         let window = match pays {
             true => cursor.read.saturating_mul(2).max(FIRST).min(most),
             false => 0,

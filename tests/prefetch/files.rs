@@ -1,0 +1,228 @@
+//! Readers of large files, and of many small ones.
+
+use std::{
+    fs,
+    io::Read,
+    thread,
+    time::{Duration, Instant},
+};
+
+use super::{Far, noise, read_file, read_range, support};
+
+const MIB: u64 = 1 << 20;
+
+fn large(len: u64) -> Far {
+    Far::new(|source| {
+        noise(&source.join("large"), 1, usize::try_from(len).unwrap());
+        noise(&source.join("other"), 2, 4 << 20);
+    })
+}
+
+#[test]
+#[ignore = "needs /dev/fuse"]
+fn what_comes_next_is_fetched_once() {
+    let far = large(24 * MIB);
+    far.link(20, None);
+    let mount = far.mount(&[]);
+    read_file(&mount, &far, "large");
+    let counters = far.settled();
+    assert_eq!(counters["fetched_bytes"], 24 * MIB);
+    let ahead = counters["prefetch_sequential_bytes"];
+    assert!(ahead > 12 * MIB, "{counters:?}");
+    assert_eq!(counters["prefetch_sequential_used_bytes"], ahead);
+    assert!(counters["prefetch_sequential_late_bytes"] <= ahead);
+    mount.stop();
+}
+
+#[test]
+#[ignore = "needs /dev/fuse"]
+fn sixteen_readers_of_a_file_fetch_it_once() {
+    let far = large(24 * MIB);
+    far.link(10, None);
+    let mount = far.mount(&[]);
+    let readers: Vec<_> = (0..16)
+        .map(|_| {
+            let path = mount.at("large");
+            thread::spawn(move || {
+                support::within(support::DEADLINE, "a reader", move || {
+                    fs::read(path).unwrap().len()
+                })
+            })
+        })
+        .collect();
+    for reader in readers {
+        assert_eq!(reader.join().unwrap() as u64, 24 * MIB);
+    }
+    assert_eq!(far.settled()["fetched_bytes"], 24 * MIB);
+    mount.stop();
+}
+
+#[test]
+#[ignore = "needs /dev/fuse"]
+fn random_reads_fetch_the_chunks_they_touch_alone() {
+    let far = large(64 * MIB);
+    let fetched = |prefetch: &str| {
+        let mount = far.mount(&["--prefetch", prefetch]);
+        let mut at = 1_u64;
+        for _ in 0..60 {
+            at = at
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
+            read_range(&mount, &far, "large", (at >> 33) % (16 << 10) * 4096, 4096);
+        }
+        let counters = far.settled();
+        mount.stop();
+        far.scratch.clear_cache();
+        counters["fetched_bytes"]
+    };
+    let (needed, fetched) = (fetched("off"), fetched("auto"));
+    assert!(needed > 4 * MIB && fetched >= needed, "{needed} {fetched}");
+    // The beginning of the file may have come with it.
+    assert!(fetched <= needed + 2 * MIB, "{needed} {fetched}");
+}
+
+#[test]
+#[ignore = "needs /dev/fuse"]
+fn nothing_is_fetched_ahead_when_that_is_off() {
+    let far = large(8 * MIB);
+    let mount = far.mount(&["--prefetch", "off"]);
+    read_range(&mount, &far, "large", 0, 1 << 20);
+    let counters = far.settled();
+    // The kernel itself reads ahead.
+    assert!(counters["fetched_bytes"] < 6 * MIB, "{counters:?}");
+    let ahead = counters
+        .iter()
+        .filter(|(name, _)| name.starts_with("prefetch"));
+    assert_eq!(
+        ahead.map(|(_, bytes)| bytes).sum::<u64>(),
+        0,
+        "{counters:?}"
+    );
+    mount.stop();
+}
+
+/// A reader's miss goes before all that waits to be fetched ahead, also when that is a lot.
+#[test]
+#[ignore = "needs /dev/fuse"]
+fn a_miss_overtakes_a_full_queue() {
+    let far = large(64 * MIB);
+    far.link(4, Some(4_000_000));
+    let mount = far.mount(&["--prefetch", "tree"]);
+    // In order, so that there is a window to fill besides the tree.
+    read_range(&mount, &far, "large", 0, 2 << 20);
+    read_range(&mount, &far, "large", 2 * MIB, 1 << 20);
+    read_range(&mount, &far, "other", 3 * MIB, 4096);
+    // 16 s of the link are in front of it.
+    let fetched = far.counters()["fetched_bytes"];
+    assert!(fetched < 16 * MIB, "{fetched}");
+    mount.stop();
+}
+
+/// How much comes when a reader in order stops, on a link that would take 20 s for what is wanted ahead.
+fn after_the_reader_stopped(mode: &str, close: bool) -> u64 {
+    let far = large(32 * MIB);
+    far.link(4, None);
+    let mount = far.mount(&["--io-mode", mode]);
+    let path = mount.at("large");
+    let file = support::within(support::DEADLINE, "the reader", move || {
+        let mut file = fs::File::open(path).unwrap();
+        let mut buffer = vec![0; 4 << 20];
+        file.read_exact(&mut buffer).unwrap();
+        file
+    });
+    // From here on, next to nothing comes in a second.
+    far.link(4, Some(400_000));
+    let before = far.counters()["fetched_bytes"];
+    let file = support::within(support::DEADLINE, "the reader", move || {
+        let mut file = file;
+        file.read_exact(&mut vec![0; 1 << 20]).unwrap();
+        file
+    });
+    if close {
+        drop(file);
+        // Until what was wanted is not any more.
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while far.proxy.bytes().1 == 0 && Instant::now() < deadline {}
+        let counters = far.settled();
+        mount.stop();
+        return counters["fetched_bytes"].saturating_sub(before);
+    }
+    let counters = far.settled();
+    drop(file);
+    mount.stop();
+    counters["fetched_bytes"].saturating_sub(before)
+}
+
+#[test]
+#[ignore = "needs /dev/fuse"]
+fn closing_a_file_cancels_what_only_it_wanted() {
+    let came = after_the_reader_stopped("large", true);
+    assert!(came < 6 * MIB, "{came}");
+}
+
+#[test]
+#[ignore = "needs /dev/fuse"]
+fn a_file_that_nobody_reads_any_more_counts_as_closed() {
+    let came = after_the_reader_stopped("small", false);
+    assert!(came < 8 * MIB, "{came}");
+}
+
+#[test]
+#[ignore = "needs /dev/fuse"]
+fn the_next_small_files_are_fetched_in_the_order_of_a_walk() {
+    let far = Far::new(|source| {
+        for number in 0..600_u64 {
+            let dir = source.join(format!("d{}", number / 60));
+            fs::create_dir_all(&dir).unwrap();
+            noise(&dir.join(format!("f{number:03}")), number, 3000);
+        }
+    });
+    far.link(10, None);
+    let mount = far.mount(&[]);
+    for number in 0..600 {
+        read_file(&mount, &far, &format!("d{}/f{number:03}", number / 60));
+    }
+    let counters = far.settled();
+    assert_eq!(counters["fetched_bytes"], 600 * 3000);
+    let (ahead, used) = (
+        counters["prefetch_siblings_bytes"],
+        counters["prefetch_siblings_used_bytes"],
+    );
+    assert!(ahead > 500 * 3000, "{counters:?}");
+    assert_eq!(ahead, used);
+    mount.stop();
+}
+
+#[test]
+#[ignore = "needs /dev/fuse"]
+fn a_small_directory_is_fetched_as_a_whole_in_any_order() {
+    let far = Far::new(|source| {
+        for number in 0..40_u64 {
+            noise(&source.join(format!("f{number:02}")), number, 3000);
+        }
+    });
+    far.link(10, None);
+    let mount = far.mount(&[]);
+    read_file(&mount, &far, "f30");
+    read_file(&mount, &far, "f07");
+    let counters = far.settled();
+    assert_eq!(counters["fetched_bytes"], 40 * 3000, "{counters:?}");
+    mount.stop();
+}
+
+#[test]
+#[ignore = "needs /dev/fuse"]
+fn random_small_files_of_a_large_directory_come_alone() {
+    let far = Far::new(|source| {
+        for number in 0..400_u64 {
+            noise(&source.join(format!("f{number:03}")), number, 3000);
+        }
+    });
+    let mount = far.mount(&[]);
+    for number in [300, 100, 200, 20, 350, 150] {
+        read_file(&mount, &far, &format!("f{number:03}"));
+    }
+    let counters = far.settled();
+    assert_eq!(counters["fetched_bytes"], 6 * 3000, "{counters:?}");
+    mount.stop();
+}

@@ -1,0 +1,100 @@
+//! Whole trees in the background, and the limits that hold for it.
+
+use std::{fs, time::Instant};
+
+use super::{Far, noise, read_file, support};
+
+const MIB: u64 = 1 << 20;
+
+fn two_parts() -> Far {
+    Far::new(|source| {
+        fs::create_dir_all(source.join("bin/deep")).unwrap();
+        fs::create_dir_all(source.join("lib")).unwrap();
+        noise(&source.join("bin/deep/a"), 1, 3 << 20);
+        noise(&source.join("bin/b"), 2, 1000);
+        noise(&source.join("lib/c"), 3, 2 << 20);
+    })
+}
+
+#[test]
+#[ignore = "needs /dev/fuse"]
+fn a_tree_is_filled_in_the_background() {
+    let far = two_parts();
+    let mount = far.mount(&["--prefetch", "tree"]);
+    let all = 5 * MIB + 1000;
+    support::eventually("all of the tree", || far.counters()["fetched_bytes"] == all);
+    assert_eq!(far.counters()["prefetch_tree_bytes"], all);
+    read_file(&mount, &far, "lib/c");
+    assert_eq!(far.counters()["prefetch_tree_used_bytes"], 2 * MIB);
+    mount.stop();
+    // All of it can be read offline.
+    let verified = far.scratch.ok(["verify", "--offline", &far.root]);
+    assert!(verified.contains("complete"), "{verified}");
+}
+
+#[test]
+#[ignore = "needs /dev/fuse"]
+fn and_so_are_paths_of_it() {
+    let far = two_parts();
+    let mount = far.mount(&["--prefetch", "bin,/nowhere"]);
+    support::eventually("the path", || {
+        far.counters()["fetched_bytes"] == 3 * MIB + 1000
+    });
+    assert_eq!(far.settled()["fetched_bytes"], 3 * MIB + 1000);
+    let log = mount.stop();
+    assert!(log.contains("nowhere"), "{log}");
+    let said = far.scratch.fails(["mount", "--prefetch", "../x", "a", "b"]);
+    assert!(said.contains("no path of the tree"), "{said}");
+    let said = far
+        .scratch
+        .fails(["mount", "--prefetch", "tree", "--all", "b"]);
+    assert!(said.contains("one tree"), "{said}");
+}
+
+#[test]
+#[ignore = "needs /dev/fuse"]
+fn a_full_cache_is_not_emptied_for_what_nobody_reads() {
+    let far = Far::new(|source| {
+        for number in 0..6_u64 {
+            noise(&source.join(format!("f{number}")), number, 8 << 20);
+        }
+    });
+    let mount = far.mount(&["--cache-size", "32MiB", "--prefetch", "tree"]);
+    support::eventually("a full cache", || {
+        far.counters()["fetched_bytes"] >= 16 * MIB
+    });
+    let counters = far.settled();
+    assert!(counters["fetched_bytes"] < 32 * MIB, "{counters:?}");
+    assert_eq!(counters["evicted_bytes"], 0, "{counters:?}");
+    mount.stop();
+}
+
+#[test]
+#[ignore = "needs /dev/fuse"]
+fn a_bandwidth_is_kept_to() {
+    let far = two_parts();
+    // What comes is as much as may, and no faster than that: being slower breaks no promise.
+    let mount = far.mount(&["--bandwidth", "1MiB"]);
+    let started = Instant::now();
+    read_file(&mount, &far, "bin/deep/a");
+    let allowed = MIB as f64 * (started.elapsed().as_secs_f64() + 1.0);
+    let fetched = far.counters()["fetched_bytes"];
+    assert!(
+        fetched >= 3 * MIB && fetched as f64 <= allowed,
+        "{fetched} of {allowed}"
+    );
+    mount.stop();
+    far.scratch.clear_cache();
+    // Of what nobody waits for alone: nobody does.
+    let mount = far.mount(&["--bandwidth", "prefetch:100KiB", "--prefetch", "tree"]);
+    let started = Instant::now();
+    support::eventually("some of the tree", || far.counters()["fetched_bytes"] > 0);
+    let fetched = far.counters()["fetched_bytes"];
+    // The largest chunk is 512 KiB.
+    let allowed = 100e3 * 1.024 * (started.elapsed().as_secs_f64() + 1.0) + 1e6;
+    assert!((fetched as f64) < allowed, "{fetched} of {allowed}");
+    read_file(&mount, &far, "lib/c");
+    mount.stop();
+    let said = far.scratch.fails(["mount", "--bandwidth", "5%", "a", "b"]);
+    assert!(said.contains("bytes a second"), "{said}");
+}
