@@ -115,6 +115,10 @@ impl Remote for Unruly {
         self.inner.pieces(blob, size).await
     }
 
+    fn has_parts_of_closures(&self) -> bool {
+        false
+    }
+
     async fn closure(&self, root: Digest) -> Result<Closure, RemoteError> {
         self.closures.fetch_add(1, Ordering::SeqCst);
         self.pass().await?;

@@ -47,6 +47,8 @@ pub struct Cache {
     pub(super) trust_streams: bool,
     /// Closures on their way, by their root. The lock is held for a map operation only.
     pub(super) closures: Mutex<HashMap<Digest, Arc<ClosureFlight>>>,
+    /// Closures that are not taken as a whole. The lock is held for a set operation only.
+    pub(super) huge: Mutex<HashSet<Digest>>,
     stats: Arc<Stats>,
     /// Manifests that lie, by blob and by the digest of their chunk list. The lock is held for a set operation only.
     pub(super) lies: Arc<Mutex<HashSet<(Digest, Digest)>>>,
@@ -97,6 +99,7 @@ impl Cache {
             chunks: Flights::default(),
             blobs: Flights::default(),
             closures: Mutex::default(),
+            huge: Mutex::default(),
             lies: Arc::default(),
             untrusted: Mutex::default(),
             told: Mutex::default(),

@@ -9,11 +9,14 @@ use tokio::sync::{Notify, oneshot};
 
 use super::{Cache, CacheError, Counter, index, store::Command};
 use crate::{
-    model::{Digest, Directory, Node},
+    model::{Digest, Directory, Node, SizeRule},
     proto,
     remote::Urgency,
 };
 
+/// A closure with more entries than this is not asked for as a whole, where its parts can be had: what nobody looks at may be
+/// most of it.
+const HUGE: u64 = 200_000;
 /// Encoded directories that are written to the index at once, in bytes.
 const BATCH: usize = 1 << 20;
 
@@ -93,12 +96,16 @@ impl Cache {
         if let Some(directory) = self.local_directory(digest).await? {
             return Ok(directory);
         }
-        // While the whole closure is on its way, nobody asks for a part of it.
-        let whole_is_coming = self.closures().contains_key(&root);
-        let mut closures = vec![root];
-        if digest != root && !whole_is_coming {
-            closures.insert(0, digest);
-        }
+        let closures = if digest == root {
+            vec![root]
+        } else if self.is_huge(root) {
+            vec![digest]
+        } else if self.closures().contains_key(&root) {
+            // While the whole closure is on its way, nobody asks for a part of it.
+            vec![root, digest]
+        } else {
+            vec![digest, root]
+        };
         let mut failure = None;
         for closure in closures {
             // A second round, when the directory went by just before it was waited for and was not kept.
@@ -213,10 +220,19 @@ impl Cache {
                     cause,
                 }
             })?;
+            let mut has_directories = false;
             for entry in directory.entries() {
                 if let Node::Directory { digest, .. } = entry.node {
                     expected.insert(digest);
+                    has_directories = true;
                 }
+            }
+            let is_cut = digest == root
+                && has_directories
+                && directory.size(SizeRule::Protocol) > HUGE
+                && self.remote.has_parts_of_closures();
+            if is_cut {
+                self.huge().insert(root);
             }
             let directory = Arc::new(directory);
             self.memory
@@ -226,6 +242,11 @@ impl Cache {
             self.stats().add(Counter::DirectoryMisses, 1);
             batch_bytes += bytes.len();
             batch.push((digest, bytes));
+            if is_cut {
+                tracing::debug!(%root, "a huge tree; its directories are asked for as they are looked at");
+                self.write_directories(batch).await;
+                return Ok(());
+            }
             if batch_bytes >= BATCH {
                 let bytes = batch_bytes as u64;
                 self.throttle
@@ -283,6 +304,15 @@ impl Cache {
                 .insert(digest, Arc::clone(directory));
         }
         Ok(found)
+    }
+
+    /// Whether a closure was found to be one that is not taken as a whole.
+    fn is_huge(&self, root: Digest) -> bool {
+        self.huge().contains(&root)
+    }
+
+    fn huge(&self) -> std::sync::MutexGuard<'_, HashSet<Digest>> {
+        self.huge.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn closures(&self) -> std::sync::MutexGuard<'_, HashMap<Digest, Arc<ClosureFlight>>> {

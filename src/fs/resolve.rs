@@ -2,7 +2,10 @@ use std::{collections::HashMap, sync::Arc};
 
 use futures::future::try_join_all;
 
-use super::{Filesystem, FsError, Trouble, root::Roots};
+use super::{
+    Filesystem, FsError, Trouble,
+    root::{ROOT_ID, Roots},
+};
 use crate::{
     cache::{Blob, CacheError, ChunkData},
     model::{Digest, Directory, Name, Node, StorePath},
@@ -115,6 +118,7 @@ impl Filesystem {
                 digest,
                 closure,
             } => {
+                self.missed_directory(inode);
                 let directory = self.cache.directory(digest, closure).await;
                 let directory = directory.map_err(|error| failed(inode, Some(digest), error))?;
                 held.directories.insert(digest, directory);
@@ -178,6 +182,26 @@ impl Filesystem {
             }
         }
         Ok(())
+    }
+
+    /// Has those fetched that come after a directory which somebody waits for.
+    fn missed_directory(&self, inode: u64) {
+        if inode == ROOT_ID {
+            return;
+        }
+        let Ok(inode) = self.inodes.get(inode) else {
+            return;
+        };
+        let (parent, name) = inode.hint();
+        if let Ok(parent) = self.inodes.get(parent)
+            && let Node::Directory { digest, .. } = parent.node()
+            && let Some(directory) = self.cache.directory_at_hand(*digest)
+            && let Some(position) = directory.position(name.as_bytes())
+        {
+            let closure = inode.closure();
+            self.prefetch
+                .missed_directory(*digest, &directory, position, closure);
+        }
     }
 
     /// Notes an error that a reader is about to get. `inode` is 0 where there is none.

@@ -4,6 +4,7 @@
 //! - `window`: readers of one file, numbers to numbers
 //! - `walk`: readers who go from file to file
 //! - [`Profile`]: what was read of a tree; the `profiler` has it recorded (`recorder`) and fetched ahead (`replay`)
+//! - `listing`: directories
 //! - `queue`: what waits to be fetched, in which order
 //! - `scheduler`: how much of it is under way at once
 //! - `fill`: the whole tree, in the background
@@ -14,6 +15,7 @@
 mod fill;
 mod kind;
 mod ledger;
+mod listing;
 mod profile;
 mod profiler;
 mod queue;
@@ -40,6 +42,7 @@ pub use self::{
     walk::Place,
 };
 use self::{
+    listing::Listings,
     profiler::Profiler,
     scheduler::{Scheduler, Source},
     walk::Walks,
@@ -47,7 +50,7 @@ use self::{
 };
 use crate::{
     cache::{Blob, Cache},
-    model::Digest,
+    model::{Digest, Directory},
 };
 
 /// Files whose readers are followed.
@@ -103,6 +106,7 @@ pub struct Prefetch {
     scheduler: Arc<Scheduler>,
     cursors: Bounded<Digest, Arc<Mutex<Cursors>>>,
     walks: Arc<Walks>,
+    listings: Listings,
     profiler: Arc<Profiler>,
     /// Ends the filling of the tree that is shown. The lock is held for a look only.
     filling: Mutex<Arc<AtomicBool>>,
@@ -127,6 +131,7 @@ impl Prefetch {
             mode,
             cursors: Bounded::new(FOLLOWED),
             walks: Arc::default(),
+            listings: Listings::default(),
             filling: Mutex::default(),
         }
     }
@@ -183,6 +188,22 @@ impl Prefetch {
                 walk,
                 || whereabouts.place(),
             );
+        }
+    }
+
+    /// Somebody waits for a directory: the one at `position` of `parent`, whose digest is `digest`.
+    pub fn missed_directory(
+        &self,
+        digest: Digest,
+        parent: &Directory,
+        position: usize,
+        closure: Digest,
+    ) {
+        if self.mode != Mode::Off {
+            let runtime = self.scheduler.runtime();
+            let parent = (digest, parent);
+            self.listings
+                .missed(&self.cache, runtime, parent, position, closure);
         }
     }
 

@@ -22,9 +22,11 @@ const BYTES: u64 = 4 << 20;
 const OF_ONE: u64 = 1 << 20;
 /// A reader who skips more entries than this is not the one who read the entry before.
 const SKIP: usize = 8;
-/// A directory up to this size, in bytes and files, is fetched as a whole when two of its files are read in any order.
+/// A directory up to this size, in bytes and files, is fetched as a whole when two of its files are read in any order; a larger one
+/// when as many times that size were, and one in so many of its files.
 const WHOLE: u64 = 512 << 10;
 const WHOLE_FILES: usize = 256;
+const ONE_IN: usize = 16;
 /// Directories in which reads are remembered, and walks that are followed.
 const REMEMBERED: usize = 64;
 /// Directories that a walk may find empty on its way to the next file.
@@ -65,6 +67,8 @@ struct Seen {
     /// Of the file, and of its directory in the one above.
     at: usize,
     above_at: usize,
+    /// Files that were read here and not in order.
+    misses: usize,
     /// It was fetched as a whole.
     whole: bool,
 }
@@ -154,12 +158,16 @@ impl Walks {
                 .seen
                 .iter()
                 .any(|seen| seen.above == place.above && in_order(seen.above_at, above_at));
-        let mut whole = before.as_ref().is_some_and(|seen| seen.whole);
+        let (mut whole, misses) = match &before {
+            Some(seen) => (seen.whole, seen.misses + usize::from(seen.at != at)),
+            None => (false, 1),
+        };
         let mut files = Vec::new();
         if before.as_ref().is_some_and(|seen| seen.at != at) && !whole {
             files = small_files(&directory);
             let bytes: u64 = files.iter().map(|(_, size)| size).sum();
-            whole = bytes <= WHOLE && files.len() <= WHOLE_FILES;
+            whole = bytes <= WHOLE && files.len() <= WHOLE_FILES
+                || bytes <= WHOLE * misses as u64 && files.len() <= ONE_IN * misses;
         }
         let fetch_whole = whole && !files.is_empty();
         state.seen.push_back(Seen {
@@ -167,6 +175,7 @@ impl Walks {
             above: place.above,
             at,
             above_at,
+            misses,
             whole,
         });
         if state.seen.len() > REMEMBERED {

@@ -143,6 +143,13 @@ impl Chain {
         self.0.offline
     }
 
+    /// Whether the closure of each directory can be had, and not only those of roots.
+    #[must_use]
+    pub fn has_parts_of_closures(&self) -> bool {
+        let mut members = self.0.groups.iter().flatten();
+        members.all(|member| member.remote.has_parts_of_closures())
+    }
+
     /// Forgets what no remote had.
     pub fn forget_missing(&self) {
         self.0.missing.invalidate_all();

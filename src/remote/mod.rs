@@ -113,6 +113,9 @@ pub trait Remote: Send + Sync + fmt::Debug {
     /// All bytes of a blob that is not split, `size` at the most where that is known, not verified.
     async fn pieces(&self, blob: Digest, size: Option<u64>) -> Result<Pieces, RemoteError>;
 
+    /// Whether [`Remote::closure`] has those of directories that were not put as roots.
+    fn has_parts_of_closures(&self) -> bool;
+
     /// The directories at and below `root`, not verified.
     async fn closure(&self, root: Digest) -> Result<Closure, RemoteError>;
 

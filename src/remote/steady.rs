@@ -102,6 +102,10 @@ impl Remote for Steady {
             .await
     }
 
+    fn has_parts_of_closures(&self) -> bool {
+        self.store.has_parts_of_closures()
+    }
+
     async fn closure(&self, root: Digest) -> Result<Closure, RemoteError> {
         let object = Object::Directory(root);
         self.again(&object, 0, || self.store.closure(root)).await

@@ -1,8 +1,17 @@
 //! Whole trees in the background, and the limits that hold for it.
 
-use std::{fs, time::Instant};
+use std::{
+    fs,
+    sync::{Arc, atomic::Ordering},
+    time::Instant,
+};
 
-use super::{Far, noise, read_file, support};
+use castore::model::{Directory, Entry, Name, Node};
+
+use super::{
+    Far, noise, read_file,
+    support::{self, Scratch, plain::Plain},
+};
 
 const MIB: u64 = 1 << 20;
 
@@ -97,4 +106,72 @@ fn a_bandwidth_is_kept_to() {
     mount.stop();
     let said = far.scratch.fails(["mount", "--bandwidth", "5%", "a", "b"]);
     assert!(said.contains("bytes a second"), "{said}");
+}
+
+/// A tree of so many directories with three files each, which say that they are as large as `claims`.
+fn many_directories(server: &Plain, count: usize, claims: u64) -> Node {
+    let file = server.blob(b"content".to_vec());
+    let entries = (0..count).map(|number| {
+        let name = Name::new(format!("f{number}")).unwrap();
+        let files = [("a", &file), ("b", &file)].map(|(name, node)| Entry {
+            name: Name::new(name).unwrap(),
+            node: node.clone(),
+        });
+        let own = Entry {
+            name,
+            node: file.clone(),
+        };
+        let files = files.into_iter().chain([own]).collect();
+        let Node::Directory { digest, .. } = server.directory(&Directory::new(files).unwrap())
+        else {
+            unreachable!();
+        };
+        Entry {
+            name: Name::new(format!("d{number:03}")).unwrap(),
+            node: Node::Directory {
+                digest,
+                size: claims,
+            },
+        }
+    });
+    server.directory(&Directory::new(entries.collect()).unwrap())
+}
+
+#[test]
+#[ignore = "needs /dev/fuse"]
+fn a_huge_tree_is_asked_for_by_parts_and_another_at_once() {
+    for (claims, closures) in [(3, 1..=1), (1_000_000, 61..=61)] {
+        let scratch = Scratch::new();
+        let server = Plain::start("tvix");
+        let Node::Directory { digest, .. } = many_directories(&server, 60, claims) else {
+            unreachable!();
+        };
+        let state = Arc::clone(&server.state);
+        let mount = scratch.mount(["--remote", &server.address(), &digest.to_string()]);
+        assert_eq!(state.closures.load(Ordering::SeqCst), 1);
+        let walk = |path: std::path::PathBuf| {
+            support::within(support::DEADLINE, "the walk", move || {
+                let mut files = 0;
+                for directory in fs::read_dir(path).unwrap() {
+                    files += fs::read_dir(directory.unwrap().path()).unwrap().count();
+                }
+                files
+            })
+        };
+        // The first look at one has the next ones fetched, and not all of them.
+        fs::metadata(mount.at("d000/a")).unwrap();
+        support::eventually("the next directories", || {
+            state.closures.load(Ordering::SeqCst) >= 16 || claims == 3
+        });
+        assert!(state.closures.load(Ordering::SeqCst) < 40);
+        assert_eq!(walk(mount.path.clone()), 180);
+        let asked = || state.closures.load(Ordering::SeqCst);
+        assert!(closures.contains(&asked()), "{} for {claims}", asked());
+        mount.stop();
+        // It is never fetched again.
+        let mount = scratch.mount(["--remote", &server.address(), &digest.to_string()]);
+        assert_eq!(walk(mount.path.clone()), 180);
+        assert!(closures.contains(&asked()), "{} for {claims}", asked());
+        mount.stop();
+    }
 }

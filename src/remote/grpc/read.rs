@@ -71,6 +71,10 @@ impl Remote for GrpcRemote {
         Ok(pieces.map(|piece| piece.map(|piece| piece.data)).boxed())
     }
 
+    fn has_parts_of_closures(&self) -> bool {
+        true
+    }
+
     async fn closure(&self, root: Digest) -> Result<Closure, RemoteError> {
         if root == Digest::empty() {
             return Ok(futures::stream::iter([Ok(Bytes::new())]).boxed());

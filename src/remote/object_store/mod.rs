@@ -348,6 +348,10 @@ impl Remote for ObjectStoreRemote {
         Ok(futures::stream::iter([Ok(bytes)]).boxed())
     }
 
+    fn has_parts_of_closures(&self) -> bool {
+        false
+    }
+
     async fn closure(&self, root: Digest) -> Result<Closure, RemoteError> {
         let object = Object::Directory(root);
         if root == Digest::empty() {
