@@ -2,7 +2,7 @@
 
 CARGO ?= cargo
 
-.PHONY: demo test test-long lint bench bench-remote deny setup servers
+.PHONY: demo test test-long lint bench bench-remote bench-prefetch deny setup servers
 
 demo: setup
 	contrib/demo.sh
@@ -32,6 +32,10 @@ bench: setup
 # an hour.
 bench-remote: setup servers
 	$(CARGO) bench --locked --bench remote
+
+# What reading ahead must do over a far link, row by row, beside `rclone mount`. Takes half an hour.
+bench-prefetch: setup servers
+	$(CARGO) bench --locked --bench prefetch
 
 # Licences, advisories and sources of all dependencies; fetches the advisory database.
 deny:

@@ -302,7 +302,9 @@ fn read_singly(root: &Path) {
 
 /// The same files as plain objects in the same `SeaweedFS`.
 fn compare(scratch: &Scratch, source: &Path, weed: &Server) {
-    upload(scratch, source, weed);
+    for tree in ["large", "small"] {
+        upload(scratch, &source.join(tree), weed, tree);
+    }
     let measure = |name: &str, link: &str, start: &dyn Fn() -> Other| {
         let mount = start();
         let read = timed(|| read_all(&mount.path.join("large/file")));

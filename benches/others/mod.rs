@@ -78,13 +78,13 @@ pub fn plain_files(port: u16) -> String {
     )
 }
 
-/// Puts plain files there.
-pub fn upload(scratch: &Scratch, source: &Path, weed: &Server) {
+/// Puts plain files there, below a directory of that name.
+pub fn upload(scratch: &Scratch, source: &Path, weed: &Server, name: &str) {
     let mut upload = rclone(scratch);
     upload
-        .args(["copy", "--transfers", "16"])
+        .args(["copy", "--transfers", "32"])
         .arg(source)
-        .arg(plain_files(weed.port()));
+        .arg(format!("{}/{name}", plain_files(weed.port())));
     assert!(upload.stderr(Stdio::null()).status().unwrap().success());
 }
 

@@ -1,14 +1,14 @@
 //! Where it is measured: trees in a store, servers over it, links to them.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     env,
     ffi::OsStr,
     fs::{self, File},
     path::{Path, PathBuf},
     process::Stdio,
     sync::{
-        Arc, OnceLock,
+        Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread,
@@ -41,7 +41,8 @@ pub struct Lab {
     pub rounds: usize,
     weed: Option<Server>,
     plain: Option<Proxy>,
-    uploaded: OnceLock<()>,
+    /// Trees whose plain files are in the S3 server.
+    uploaded: Mutex<BTreeSet<String>>,
     /// Dropped last.
     hub: Hub,
 }
@@ -68,7 +69,7 @@ impl Lab {
             rounds: env::var("CASTORE_BENCH_ROUNDS").map_or(1, |rounds| rounds.parse().unwrap()),
             plain: weed.as_ref().map(|weed| Proxy::start(weed.port())),
             weed,
-            uploaded: OnceLock::new(),
+            uploaded: Mutex::default(),
             scratch,
             hub,
         };
@@ -175,14 +176,14 @@ impl Lab {
     }
 
     /// `rclone mount` of the same files, behind the same link; `None` where it does not apply.
-    pub fn rclone(&self, remote: &Remote, link: Link) -> Option<Other> {
+    pub fn rclone(&self, remote: &Remote, link: Link, tree: &str) -> Option<Other> {
         let (weed, plain) = (self.weed.as_ref()?, self.plain.as_ref()?);
         if remote.name != "S3" {
             return None;
         }
-        self.uploaded.get_or_init(|| {
-            others::upload(&self.scratch, &self.scratch.path("source"), weed);
-        });
+        if self.uploaded.lock().unwrap().insert(tree.to_owned()) {
+            others::upload(&self.scratch, &self.source(tree), weed, tree);
+        }
         plain.set(link);
         Some(others::rclone_mount(&self.scratch, plain.port()))
     }

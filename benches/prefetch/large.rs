@@ -41,9 +41,10 @@ fn rclone(
     tree: &str,
     measure: impl FnOnce(&Path) -> f64,
 ) -> String {
-    lab.rclone(remote, link).map_or_else(String::new, |mount| {
-        format!("{:.3}", measure(&mount.path.join(tree)))
-    })
+    lab.rclone(remote, link, tree)
+        .map_or_else(String::new, |mount| {
+            format!("{:.3}", measure(&mount.path.join(tree)))
+        })
 }
 
 pub fn sequential(lab: &Lab, remote: &Remote) -> String {

@@ -51,9 +51,11 @@ pub fn find(lab: &Lab, remote: &Remote) -> String {
     // The same without the distance: what is left is the distance alone.
     let near = lab.median(|| cold(0));
     let trips = (took - near) / (ROUND_TRIP as f64 / 1000.0);
-    let theirs = lab.rclone(remote, link).map_or_else(String::new, |mount| {
-        format!("{:.2} s", timed(|| find(&mount.path.join("entries"))))
-    });
+    let theirs = lab
+        .rclone(remote, link, "entries")
+        .map_or_else(String::new, |mount| {
+            format!("{:.2} s", timed(|| find(&mount.path.join("entries"))))
+        });
     format!("{trips:.1} ({took:.2} s, and {near:.2} s without the distance) | {theirs}")
 }
 
@@ -72,12 +74,14 @@ pub fn cat(lab: &Lab, remote: &Remote) -> String {
         seconds = (read, fetch);
         read / fetch
     });
-    let theirs = lab.rclone(remote, link).map_or_else(String::new, |mount| {
-        // A part of them: all would take minutes.
-        let part = "find d0 d1 d2 -type f -print0 | xargs -0 cat";
-        let took = timed(|| work::shell(&mount.path.join("small"), part));
-        format!("{:.0} s at that rate", took * SMALL_FILES as f64 / 300.0)
-    });
+    let theirs = lab
+        .rclone(remote, link, "small")
+        .map_or_else(String::new, |mount| {
+            // A part of them: all would take minutes.
+            let part = "find d0 d1 d2 -type f -print0 | xargs -0 cat";
+            let took = timed(|| work::shell(&mount.path.join("small"), part));
+            format!("{:.0} s at that rate", took * SMALL_FILES as f64 / 300.0)
+        });
     format!(
         "{ours:.2} ({:.2} s, {:.2} s) | {theirs}",
         seconds.0, seconds.1

@@ -168,6 +168,12 @@ impl Cache {
         self.remote.address()
     }
 
+    /// Whether no remote is asked.
+    #[must_use]
+    pub fn is_offline(&self) -> bool {
+        self.remote.is_offline()
+    }
+
     /// Forgets what no remote had: something was put.
     pub fn forget_missing(&self) {
         self.remote.forget_missing();

@@ -116,7 +116,10 @@ impl Prefetch {
     /// Must be called within a tokio runtime, in which the fetches will run.
     #[must_use]
     pub fn new(cache: Arc<Cache>, settings: Settings) -> Self {
-        let Settings { mode, profiles } = settings;
+        let Settings { mut mode, profiles } = settings;
+        if cache.is_offline() {
+            mode = Mode::Off;
+        }
         let scheduler = Scheduler::start(Arc::clone(&cache));
         let profiler = Profiler::start(
             Arc::clone(&cache),

@@ -188,3 +188,25 @@ fn a_command_is_recorded_with_its_status() {
         .fails(["profile", "import", missing.to_str().unwrap()]);
     assert!(said.contains("no profile"), "{said}");
 }
+
+/// Without a network, nothing is asked for that nobody wants.
+#[test]
+#[ignore = "needs /dev/fuse"]
+fn nothing_is_replayed_offline() {
+    let far = program();
+    let mount = far.mount(&[]);
+    run(&mount, &far);
+    mount.stop();
+    let file = far.scratch.path("profile");
+    far.scratch
+        .ok(["profile", "export", &far.root, file.to_str().unwrap()]);
+    far.scratch.clear_cache();
+    // The directories alone are there.
+    far.mount(&["--profile", "off"]).stop();
+    let mount = far.mount(&["--offline", "--profile", file.to_str().unwrap()]);
+    assert_eq!(fs::read_dir(mount.at("used")).unwrap().count(), 120);
+    fs::read(mount.at("used/f119")).unwrap_err();
+    let counters = far.settled();
+    assert_eq!(counters["offline_misses"], 1, "{counters:?}");
+    mount.stop();
+}
