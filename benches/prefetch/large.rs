@@ -169,7 +169,7 @@ pub fn memory(lab: &Lab, remote: &Remote) -> String {
     format!("{:+.0} MiB | ", most - BUDGET as f64)
 }
 
-/// The time to read what is cached, over that with `--prefetch off`.
+/// The time to read what is cached, over that with `--prefetch off --profile off`.
 pub fn warm(lab: &Lab, remote: &Remote) -> String {
     let digest = lab.large();
     remote.link(1, 10 * GIGABIT);
@@ -178,7 +178,8 @@ pub fn warm(lab: &Lab, remote: &Remote) -> String {
     work::read_all(&mount.at("file"));
     mount.stop();
     let read = |prefetch: &str| {
-        let mount = lab.remount(remote, ["--prefetch", prefetch, &digest]);
+        let args = ["--prefetch", prefetch, "--profile", prefetch, &digest];
+        let mount = lab.remount(remote, args);
         let took = timed(|| work::read_all(&mount.at("file")));
         mount.stop();
         took

@@ -3,7 +3,7 @@
 use std::fs;
 
 use super::{
-    lab::{ENTRIES, GIGABIT, Lab, Remote, SMALL_FILES, timed},
+    lab::{ENTRIES, GIGABIT, LIMIT, Lab, Remote, SMALL_FILES, timed},
     support::tree,
     work,
 };
@@ -54,7 +54,12 @@ pub fn find(lab: &Lab, remote: &Remote) -> String {
     let theirs = lab
         .rclone(remote, link, "entries")
         .map_or_else(String::new, |mount| {
-            format!("{:.2} s", timed(|| find(&mount.path.join("entries"))))
+            let find = "find . -size +100000k";
+            let took = work::shell_in_time(&mount.path.join("entries"), find);
+            took.map_or_else(
+                || format!("more than {} s", LIMIT.as_secs()),
+                |took| format!("{took:.2} s"),
+            )
         });
     format!("{trips:.1} ({took:.2} s, and {near:.2} s without the distance) | {theirs}")
 }
@@ -79,8 +84,11 @@ pub fn cat(lab: &Lab, remote: &Remote) -> String {
         .map_or_else(String::new, |mount| {
             // A part of them: all would take minutes.
             let part = "find d0 d1 d2 -type f -print0 | xargs -0 cat";
-            let took = timed(|| work::shell(&mount.path.join("small"), part));
-            format!("{:.0} s at that rate", took * SMALL_FILES as f64 / 300.0)
+            let took = work::shell_in_time(&mount.path.join("small"), part);
+            took.map_or_else(
+                || format!("more than {} s for 300", LIMIT.as_secs()),
+                |took| format!("{:.0} s at that rate", took * SMALL_FILES as f64 / 300.0),
+            )
         });
     format!(
         "{ours:.2} ({:.2} s, {:.2} s) | {theirs}",

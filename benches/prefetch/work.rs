@@ -3,10 +3,11 @@
 use std::{
     fs::File,
     io::Read,
-    os::unix::fs::FileExt,
+    os::unix::{fs::FileExt, process::CommandExt},
     path::{Path, PathBuf},
     process::{Command, Stdio},
     thread,
+    time::Instant,
 };
 
 use super::{
@@ -106,6 +107,27 @@ pub fn first_byte(path: &Path) {
         let mut byte = [0];
         File::open(path).unwrap().read_exact(&mut byte).unwrap();
     });
+}
+
+/// As [`shell`], for what may take too long: seconds, where it ended in time.
+pub fn shell_in_time(dir: &Path, script: &str) -> Option<f64> {
+    let mut command = Command::new("sh");
+    command
+        .args(["-c", script])
+        .current_dir(dir)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .process_group(0);
+    let started = Instant::now();
+    let mut child = command.spawn().unwrap();
+    let status = support::wait(&mut child, LIMIT);
+    if status.is_none() {
+        let group = i32::try_from(child.id()).unwrap();
+        // SAFETY: a system call; the group is that of our child, which has not been waited for.
+        unsafe { libc::kill(-group, libc::SIGKILL) };
+        let _ = child.wait();
+    }
+    status.map(|_| started.elapsed().as_secs_f64())
 }
 
 /// A shell command in a directory.

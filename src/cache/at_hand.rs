@@ -11,13 +11,13 @@ use tokio::sync::broadcast;
 
 use super::{
     Blob, CacheError, ChunkData, Config, Counter, Pace, Slice, Stats,
-    blob::known_blob,
+    blob::{ONE_CHUNK, known_blob},
     closure::ClosureFlight,
     data_file::Trust,
     flights::Flights,
     index,
     memory::Memory,
-    readers::Readers,
+    readers::{Readers, Waiting},
     store::{Command, Store},
     throttle::Throttle,
     writer::Writer,
@@ -156,6 +156,25 @@ impl Cache {
             || self.chunks.has(&(chunk.digest, chunk.size))
     }
 
+    /// Whether the beginning of a file is in a tier. Reads a row or two of the index.
+    #[must_use]
+    pub fn begins_here(&self, digest: Digest, size: u64) -> bool {
+        if size > ONE_CHUNK {
+            let blob = self.blob_at_hand(digest, size);
+            return blob.is_some_and(|blob| self.is_near(&blob, 0));
+        }
+        self.memory.chunks.contains_key(&digest)
+            || self.chunks.has(&(digest, size))
+            || self.store.pending(digest).is_some()
+            || matches!(self.store.locate(digest), Ok(Some(_)))
+    }
+
+    /// Whoever holds this is a reader who waits.
+    #[must_use]
+    pub fn reader_waits(&self) -> Waiting {
+        self.readers.enter()
+    }
+
     /// Tells of blobs whose bytes were served and then found wrong as a whole: what others keep of them must go.
     #[must_use]
     pub fn wrong_blobs(&self) -> broadcast::Receiver<Digest> {
@@ -256,7 +275,7 @@ impl Cache {
     fn trusted_place(&self, blob: &Blob, position: usize) -> Option<ChunkData> {
         let place = blob.place(position)?;
         let Ok(Some(file)) = self.store.open_file(place.file, &self.commands) else {
-            blob.set_place(position, None);
+            blob.forget_file(place.file);
             return None;
         };
         let size = blob.chunk(position)?.size;
@@ -268,7 +287,7 @@ impl Cache {
             Trust::Unknown => None,
             Trust::Gone => {
                 self.store.files.remove(place.file);
-                blob.set_place(position, None);
+                blob.forget_file(place.file);
                 None
             }
         }

@@ -150,6 +150,16 @@ impl Blob {
         }
     }
 
+    /// A data file is gone, and with it all that was in it.
+    pub(super) fn forget_file(&self, file: u64) {
+        let mut places = self.places.write().unwrap_or_else(PoisonError::into_inner);
+        for place in &mut *places {
+            if place.is_some_and(|place| place.file == file) {
+                *place = None;
+            }
+        }
+    }
+
     /// Bytes of memory that it takes, about.
     pub(super) fn weight(&self) -> u32 {
         let chunk = size_of::<Chunk>() + size_of::<Option<Location>>() + 1;

@@ -18,14 +18,20 @@ impl Cache {
         })
     }
 
-    /// Bytes of chunks for which there is room without evicting anything. Blocks on the disk.
+    /// Bytes of chunks for which there is room without evicting what was used since `older_than`, in seconds since 1970. Blocks on
+    /// the disk.
     ///
     /// # Errors
     /// When the index cannot be read.
-    pub fn spare(&self) -> Result<u64, CacheError> {
+    pub fn spare(&self, older_than: u64) -> Result<u64, CacheError> {
         self.store.index.read(|connection| {
             let room = Room::now(&self.store, connection)?;
-            Ok(room.spare(index::data_bytes(connection)?))
+            let data = index::data_bytes(connection)?;
+            let older = index::data_bytes_before(connection, older_than)?;
+            Ok(room
+                .spare(data)
+                .saturating_add(older)
+                .min(room.capacity(data)))
         })
     }
 

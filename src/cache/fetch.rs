@@ -99,7 +99,6 @@ impl Cache {
         position: usize,
         is_reader: bool,
     ) -> Result<ChunkData, CacheError> {
-        let _waiting = is_reader.then(|| self.readers.enter());
         self.join_chunk(blob, position, is_reader, &Arc::default())
             .await
     }

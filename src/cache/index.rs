@@ -542,6 +542,14 @@ pub(super) fn data_bytes(connection: &Connection) -> rusqlite::Result<u64> {
         .query_row([], |row| unsigned(row, 0))
 }
 
+/// As [`data_bytes`], of files that were last used before a time.
+pub(super) fn data_bytes_before(connection: &Connection, used_at: u64) -> rusqlite::Result<u64> {
+    let used_at = i64::try_from(used_at).unwrap_or(i64::MAX);
+    connection
+        .prepare_cached("SELECT coalesce(sum(bytes + 4096), 0) FROM files WHERE used_at < ?")?
+        .query_row([used_at], |row| unsigned(row, 0))
+}
+
 /// Adds what was counted since `last`, which is brought up to date.
 pub(super) fn add_counters(
     connection: &Connection,

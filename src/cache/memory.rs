@@ -1,7 +1,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use moka::sync::Cache;
+use moka::{policy::EvictionPolicy, sync::Cache};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::Blob;
@@ -30,7 +30,9 @@ impl Memory {
         let quarter = bytes / 4;
         let permits = u32::try_from((quarter / PERMIT).max(1)).unwrap_or(u32::MAX >> 4);
         Self {
+            // What comes last is read next, and what is on disk is served from there.
             chunks: Cache::builder()
+                .eviction_policy(EvictionPolicy::lru())
                 .max_capacity(quarter)
                 .weigher(|_, bytes: &Bytes| weight(bytes.len()))
                 .build(),

@@ -66,4 +66,5 @@ pub use fetch::Prefetched;
 pub use guard::{GuardError, prepare};
 pub use pace::Pace;
 pub use profiles::StoredProfile;
+pub use readers::Waiting;
 pub use stats::{Counter, Stats, Usage};

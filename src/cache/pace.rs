@@ -66,6 +66,17 @@ impl Pace {
         self.bandwidth.get()
     }
 
+    /// Bytes that come in a time; `None` before anything came.
+    #[must_use]
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "an estimate, and a cast saturates"
+    )]
+    pub fn bytes_in(&self, time: Duration) -> Option<u64> {
+        Some((self.bandwidth.get()? * time.as_secs_f64()) as u64)
+    }
+
     /// Of a request when little is under way; `None` before anything came.
     #[must_use]
     pub fn latency(&self) -> Option<Duration> {

@@ -9,7 +9,7 @@ pub(super) struct Readers(Arc<AtomicUsize>);
 
 /// A reader who waits, until it is dropped.
 #[derive(Debug)]
-pub(super) struct Waiting(Arc<AtomicUsize>);
+pub struct Waiting(Arc<AtomicUsize>);
 
 impl Readers {
     pub(super) fn enter(&self) -> Waiting {

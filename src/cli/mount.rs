@@ -295,9 +295,7 @@ impl Mounted for Served {
         let (shown, digest) = shown(&root, open::root(&self.cache, &root).await?)?;
         let tree = tree(&shown);
         let names = self.fs.switch(shown).await?;
-        if let Some(tree) = tree {
-            self.fs.prefetch().show(tree, profile::name_of(&root));
-        }
+        self.fs.prefetch().show(tree, profile::name_of(&root));
         // Waits for the kernel, which may wait for a look-up that waits for a remote.
         tokio::task::spawn_blocking(move || entries.forget(&names)).await?;
         let mut status = self.status();
@@ -355,13 +353,11 @@ async fn serve(
     };
     let tree = tree(&shown);
     let fs = Arc::new(Filesystem::new(Arc::clone(cache), shown, options));
-    if let Some(tree) = tree {
-        let name = match what {
-            What::Root(root) => profile::name_of(root),
-            What::Names | What::StorePaths => None,
-        };
-        fs.prefetch().show(tree, name);
-    }
+    let name = match what {
+        What::Root(root) => profile::name_of(root),
+        What::Names | What::StorePaths => None,
+    };
+    fs.prefetch().show(tree, name);
     let following = Arc::clone(&fs);
     let metrics = match args.metrics {
         Some(at) => Some(serve_metrics(at, cache, &fs).await?),

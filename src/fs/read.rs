@@ -120,7 +120,6 @@ impl Filesystem {
         // Not once more when the request is run again with what it missed.
         if held.has_no_chunks() {
             let read = Read {
-                inode: id,
                 blob: &blob,
                 offset,
                 len,

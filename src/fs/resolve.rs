@@ -107,6 +107,7 @@ impl Filesystem {
     /// # Errors
     /// When it cannot be had; noted for a person to see.
     pub async fn resolve(&self, miss: Miss, held: &mut Held) -> Result<(), FsError> {
+        let _waits = self.cache.reader_waits();
         let failed = |inode, digest, error: CacheError| {
             let error = FsError::from(error);
             self.failed(inode, digest, &error);

@@ -4,7 +4,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use super::{
@@ -21,52 +21,65 @@ use crate::{
 const WAITING: usize = 64;
 /// How often it is looked whether there is room for more of them.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
-/// And whether there is room in the cache, where there was none.
-const FULL: Duration = Duration::from_secs(5);
+/// What is still missing after all was asked for is asked for again after this time, doubled each time up to the other one.
+const AGAIN: Duration = Duration::from_secs(10);
+const AGAIN_AT_MOST: Duration = Duration::from_secs(600);
 /// The room in the cache is looked at again after so many bytes.
 const MEASURED: u64 = 16 << 20;
+/// And after this time, where there was none.
+const FULL: Duration = Duration::from_secs(5);
 
-/// Room in the cache without evicting anything: what nobody has asked for yet must not take the place of what somebody has.
-#[derive(Debug, Default)]
+/// Room in the cache for what nobody has asked for yet: it must not take the place of what somebody has.
+#[derive(Debug)]
 pub(super) struct Spare {
+    /// What was last used before that, in seconds since 1970, may go.
+    older_than: u64,
     /// Bytes, as of the last look.
     left: u64,
+    /// When there was no room.
+    full: Option<Instant>,
 }
 
 impl Spare {
-    /// Waits until there is room for `bytes`; false when it was stopped.
-    ///
-    /// `outstanding` tells how many have been taken and are not on disk yet.
+    pub(super) const fn new(older_than: u64) -> Self {
+        Self {
+            older_than,
+            left: 0,
+            full: None,
+        }
+    }
+
+    /// Takes room for `bytes`; false when there is none. `outstanding` tells how many bytes have been taken and are not on disk
+    /// yet.
     pub(super) async fn take(
         &mut self,
         cache: &Arc<Cache>,
         bytes: u64,
-        stop: &AtomicBool,
         outstanding: impl Fn() -> u64 + Send,
     ) -> bool {
-        while self.left < bytes {
-            if stop.load(Ordering::Relaxed) {
+        if self.left < bytes {
+            if self.full.is_some_and(|full| full.elapsed() < FULL) {
                 return false;
             }
             // Before the look: what comes to the disk in between counts twice rather than not at all.
             let taken = outstanding();
-            let looked = Arc::clone(cache);
-            let spare = tokio::task::spawn_blocking(move || looked.spare()).await;
+            let (looked, older_than) = (Arc::clone(cache), self.older_than);
+            let spare = tokio::task::spawn_blocking(move || looked.spare(older_than)).await;
             let spare = spare.ok().and_then(Result::ok).unwrap_or(0);
             let spare = spare.saturating_sub(taken);
             if spare < bytes {
-                tracing::debug!(spare, "the cache is full; what is fetched ahead waits");
-                tokio::time::sleep(FULL).await;
-            } else {
-                self.left = spare.min(bytes.max(MEASURED));
+                self.full = (spare < MEASURED).then(Instant::now);
+                return false;
             }
+            self.full = None;
+            self.left = spare.min(bytes.max(MEASURED));
         }
         self.left -= bytes;
         true
     }
 }
 
-/// Fetches what is missing of a tree, or of paths in it, when nothing else is to be done.
+/// Fetches what is missing of a tree, or of paths in it, when nothing else is to be done; and again, until nothing is missing.
 pub(super) async fn fill(
     cache: &Arc<Cache>,
     scheduler: &Scheduler,
@@ -74,41 +87,81 @@ pub(super) async fn fill(
     paths: Option<&[Vec<u8>]>,
     stop: &AtomicBool,
 ) {
+    let mut pause = AGAIN;
+    let mut told = false;
+    while !stop.load(Ordering::Relaxed) {
+        let is_complete = pass(cache, scheduler, tree, paths, stop, &mut told).await;
+        while scheduler.wants(Kind::Tree, Source::Tree) && !stop.load(Ordering::Relaxed) {
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+        if is_complete {
+            break;
+        }
+        let until = Instant::now() + pause;
+        while Instant::now() < until && !stop.load(Ordering::Relaxed) {
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+        pause = (pause * 2).min(AGAIN_AT_MOST);
+    }
+    if stop.load(Ordering::Relaxed) {
+        // What was wanted while it was being stopped.
+        scheduler.cancel(|source| *source == Source::Tree);
+    }
+}
+
+/// Asks for what is missing, once; true when nothing was.
+async fn pass(
+    cache: &Arc<Cache>,
+    scheduler: &Scheduler,
+    tree: &Tree,
+    paths: Option<&[Vec<u8>]>,
+    stop: &AtomicBool,
+    told: &mut bool,
+) -> bool {
     let whole = [Vec::new()];
-    let mut spare = Spare::default();
+    let mut spare = Spare::new(0);
     let mut seen = HashSet::new();
+    let mut is_complete = true;
     for path in paths.unwrap_or(&whole) {
         let Some((node, closure)) = node_at(cache, tree, path).await else {
-            let path = String::from_utf8_lossy(path);
-            tracing::warn!(%path, "--prefetch: the tree has no such path, or it cannot be had");
+            is_complete = false;
+            if !std::mem::replace(told, true) {
+                let path = String::from_utf8_lossy(path);
+                tracing::warn!(%path, "--prefetch: the tree has no such path, or it cannot be had");
+            }
             continue;
         };
         let mut left = vec![node];
         while let Some(node) = left.pop() {
+            if stop.load(Ordering::Relaxed) {
+                return false;
+            }
             match node {
                 Node::Directory { digest, .. } => {
-                    if !seen.insert(digest) {
+                    // A tree may have the same directory in many places.
+                    if !seen.insert(digest.prefix()) {
                         continue;
                     }
                     // What cannot be had is told to whoever asks for it.
-                    if let Ok(directory) = cache.directory(digest, closure).await {
-                        let entries = directory.entries().iter().rev();
-                        left.extend(entries.map(|entry| entry.node.clone()));
+                    match cache.directory(digest, closure).await {
+                        Ok(directory) => {
+                            let entries = directory.entries().iter().rev();
+                            left.extend(entries.map(|entry| entry.node.clone()));
+                        }
+                        Err(_) => is_complete = false,
                     }
                 }
                 Node::File { digest, size, .. } if size > 0 => {
-                    if !want(cache, scheduler, &mut spare, digest, size, stop).await {
-                        scheduler.cancel(Source::Tree);
-                        return;
-                    }
+                    is_complete &= want(cache, scheduler, &mut spare, digest, size, stop).await;
                 }
                 Node::File { .. } | Node::Symlink { .. } => {}
             }
         }
     }
+    is_complete
 }
 
-/// False when it was stopped.
+/// True when nothing of it was missing.
 async fn want(
     cache: &Arc<Cache>,
     scheduler: &Scheduler,
@@ -119,27 +172,20 @@ async fn want(
 ) -> bool {
     let missing = cache.missing_bytes(digest, size).await.unwrap_or(size);
     if missing == 0 {
-        return !stop.load(Ordering::Relaxed);
+        return true;
     }
-    while scheduler.waiting(Kind::Tree) >= WAITING {
-        if stop.load(Ordering::Relaxed) {
-            return false;
-        }
+    while scheduler.waiting(Kind::Tree) >= WAITING && !stop.load(Ordering::Relaxed) {
         tokio::time::sleep(LOOK_AGAIN).await;
     }
     let outstanding = || scheduler.outstanding(Kind::Tree, Source::Tree);
-    if !spare.take(cache, missing, stop, outstanding).await {
+    if !spare.take(cache, missing, outstanding).await {
         return false;
     }
-    let range = 0..size;
-    scheduler.push(
-        Kind::Tree,
-        Source::Tree,
-        Job::File {
-            digest,
-            size,
-            range,
-        },
-    );
-    true
+    let job = Job::File {
+        digest,
+        size,
+        range: 0..size,
+    };
+    scheduler.push(Kind::Tree, Source::Tree, job);
+    false
 }

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use moka::{notification::RemovalCause, sync::Cache as Bounded};
+use moka::{notification::RemovalCause, policy::EvictionPolicy, sync::Cache as Bounded};
 
 use super::{kind::Kind, scheduler::Source};
 use crate::{
@@ -23,6 +23,8 @@ const UNDER_WAY: u8 = 0;
 /// Under way, and somebody waits for it.
 const AWAITED: u8 = 1;
 const THERE: u8 = 2;
+/// Counted as read.
+const TAKEN: u8 = 3;
 
 /// What was fetched ahead and has not been read yet, to count what is used, late and wasted.
 #[derive(Debug)]
@@ -48,10 +50,11 @@ impl Ledger {
         let (counted, counting) = (Arc::clone(&len), Arc::clone(&cache));
         let entries = Bounded::builder()
             .max_capacity(REMEMBERED)
+            .eviction_policy(EvictionPolicy::lru())
             .time_to_live(FOR)
             .eviction_listener(move |_, entry: Arc<Entry>, cause| {
                 counted.fetch_sub(1, Ordering::Relaxed);
-                if matches!(cause, RemovalCause::Expired | RemovalCause::Size) {
+                if cause != RemovalCause::Explicit {
                     wasted(&counting, &entry);
                 }
             })
@@ -82,8 +85,8 @@ impl Ledger {
         };
         let counters = entry.kind.counters();
         self.count(counters.fetched, entry.bytes);
-        let before = entry.state.swap(THERE, Ordering::Relaxed);
-        if awaited || before == AWAITED {
+        let is_unread = !awaited && entry.change(UNDER_WAY, THERE);
+        if !is_unread && (entry.change(AWAITED, TAKEN) || entry.change(UNDER_WAY, TAKEN)) {
             self.entries.invalidate(&chunk);
             self.count(counters.used, entry.bytes);
             self.count(counters.late, entry.bytes);
@@ -93,7 +96,7 @@ impl Ledger {
     /// It was not fetched: it was there, it failed, or nobody wants it any more.
     pub(super) fn gone(&self, chunk: Digest) {
         if let Some(entry) = self.entries.get(&chunk)
-            && entry.state.load(Ordering::Relaxed) != THERE
+            && !matches!(entry.state.load(Ordering::Relaxed), THERE | TAKEN)
         {
             self.entries.invalidate(&chunk);
         }
@@ -107,11 +110,7 @@ impl Ledger {
     /// A chunk is read. Answers for whom it was fetched ahead, or is just being.
     pub(super) fn read(&self, chunk: Digest) -> Option<Source> {
         let entry = self.entries.get(&chunk)?;
-        let waited =
-            entry
-                .state
-                .compare_exchange(UNDER_WAY, AWAITED, Ordering::Relaxed, Ordering::Relaxed);
-        if waited == Err(THERE) {
+        if !entry.change(UNDER_WAY, AWAITED) && entry.change(THERE, TAKEN) {
             self.entries.invalidate(&chunk);
             self.count(entry.kind.counters().used, entry.bytes);
         }
@@ -129,6 +128,16 @@ impl Ledger {
 
     fn count(&self, counter: Counter, bytes: u64) {
         self.cache.stats().add(counter, bytes);
+    }
+}
+
+impl Entry {
+    /// True for the one who changes it.
+    fn change(&self, from: u8, to: u8) -> bool {
+        let changed = self
+            .state
+            .compare_exchange(from, to, Ordering::Relaxed, Ordering::Relaxed);
+        changed.is_ok()
     }
 }
 

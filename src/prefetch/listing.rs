@@ -1,7 +1,10 @@
 use std::{
     collections::HashMap,
+    ops::Range,
     sync::{Arc, Mutex, PoisonError},
 };
+
+use tokio::sync::Semaphore;
 
 use crate::{
     cache::Cache,
@@ -14,13 +17,43 @@ const MOST: usize = 256;
 /// Directories of which it is remembered how far their children were fetched.
 const REMEMBERED: usize = 1024;
 
+/// Requests under way at once.
+const AT_ONCE: usize = 32;
+
+/// Which children of a directory were asked for.
+#[derive(Debug)]
+struct Asked {
+    positions: Range<usize>,
+    /// How many at a time.
+    len: usize,
+}
+
 /// Fetches the directories that come after one that somebody had to wait for: of a huge tree they are not there yet, and of
 /// others they are on their way.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Listings {
-    /// For each directory, the position up to which its children were asked for, and how many at a time. The lock is held for
-    /// a look only.
-    state: Mutex<HashMap<Digest, (usize, usize)>>,
+    /// Directories whose children were asked for. The lock is held for a look only.
+    state: Mutex<HashMap<Digest, Asked>>,
+    /// So many at once.
+    places: Arc<Semaphore>,
+}
+
+impl Default for Listings {
+    fn default() -> Self {
+        Self {
+            state: Mutex::default(),
+            places: Arc::new(Semaphore::new(AT_ONCE)),
+        }
+    }
+}
+
+impl Default for Asked {
+    fn default() -> Self {
+        Self {
+            positions: 0..0,
+            len: FIRST / 2,
+        }
+    }
 }
 
 impl Listings {
@@ -38,16 +71,17 @@ impl Listings {
             if state.len() >= REMEMBERED && !state.contains_key(&digest) {
                 state.clear();
             }
-            let (until, len) = state.entry(digest).or_insert((0, FIRST / 2));
-            next(position, parent.entries().len(), until, len)
+            let asked = state.entry(digest).or_default();
+            asked.next(position, parent.entries().len())
         };
         for entry in &parent.entries()[positions] {
             let Node::Directory { digest, .. } = entry.node else {
                 continue;
             };
             if cache.directory_at_hand(digest).is_none() {
-                let cache = Arc::clone(cache);
+                let (cache, places) = (Arc::clone(cache), Arc::clone(&self.places));
                 runtime.spawn(async move {
+                    let _place = places.acquire().await;
                     // A failure is told to whoever asks for it.
                     let _ = cache.directory(digest, closure).await;
                 });
@@ -56,22 +90,26 @@ impl Listings {
     }
 }
 
-/// The positions to fetch after `position`, of `count`: none while half of what was asked for is still ahead of the reader.
-fn next(
-    position: usize,
-    count: usize,
-    until: &mut usize,
-    len: &mut usize,
-) -> std::ops::Range<usize> {
-    let from = (position + 1).min(count);
-    if *until > from + *len / 2 {
-        return from..from;
+impl Asked {
+    /// The positions to fetch after `position`, of `count`: none while half of what was asked for is still ahead of the reader.
+    fn next(&mut self, position: usize, count: usize) -> Range<usize> {
+        let from = (position + 1).min(count);
+        if position < self.positions.start || position > self.positions.end {
+            // Another reader, or one who has gone elsewhere.
+            *self = Self {
+                positions: position..from,
+                ..Self::default()
+            };
+        }
+        if self.positions.end > from + self.len / 2 {
+            return from..from;
+        }
+        self.len = (self.len * 2).min(MOST);
+        let start = from.max(self.positions.end).min(count);
+        let end = (from + self.len).min(count).max(start);
+        self.positions.end = end;
+        start..end
     }
-    *len = (*len * 2).min(MOST);
-    let start = from.max(*until).min(count);
-    let end = (from + *len).min(count).max(start);
-    *until = end;
-    start..end
 }
 
 #[cfg(test)]
@@ -82,11 +120,13 @@ mod tests {
 
     #[test]
     fn it_keeps_ahead_of_a_reader_in_order() {
-        let (mut until, mut len) = (0, FIRST / 2);
-        assert_eq!(next(0, 1000, &mut until, &mut len), 1..17);
-        assert_eq!(next(1, 1000, &mut until, &mut len), 2..2);
-        assert_eq!(next(8, 1000, &mut until, &mut len), 17..41);
-        assert_eq!(next(999, 1000, &mut until, &mut len), 1000..1000);
+        let mut asked = Asked::default();
+        assert_eq!(asked.next(0, 1000), 1..17);
+        assert_eq!(asked.next(1, 1000), 2..2);
+        assert_eq!(asked.next(8, 1000), 17..41);
+        assert_eq!(asked.next(999, 1000), 1000..1000);
+        // From the beginning, once more.
+        assert_eq!(asked.next(0, 1000), 1..17);
     }
 
     proptest! {
@@ -95,13 +135,13 @@ mod tests {
             steps in proptest::collection::vec(1..40_usize, 1..100),
             count in 1..2000_usize,
         ) {
-            let (mut until, mut len, mut position, mut asked) = (0, FIRST / 2, 0, 0);
+            let (mut asked, mut position, mut until) = (Asked::default(), 0, 0);
             for step in steps {
                 position = (position + step).min(count - 1);
-                let range = next(position, count, &mut until, &mut len);
+                let range = asked.next(position, count);
                 prop_assert!(range.end <= count && range.start <= range.end && range.len() <= MOST);
-                prop_assert!(range.is_empty() || range.start >= asked && range.start > position);
-                asked = asked.max(range.end);
+                prop_assert!(range.is_empty() || range.start >= until && range.start > position);
+                until = until.max(range.end);
             }
         }
     }

@@ -31,7 +31,7 @@ use std::sync::{
     atomic::{AtomicBool, Ordering},
 };
 
-use moka::sync::Cache as Bounded;
+use moka::{policy::EvictionPolicy, sync::Cache as Bounded};
 
 pub use self::{
     kind::Kind,
@@ -80,7 +80,6 @@ pub enum Mode {
 /// One read of a file.
 #[derive(Debug)]
 pub struct Read<'a> {
-    pub inode: u64,
     pub blob: &'a Arc<Blob>,
     /// In bytes.
     pub offset: u64,
@@ -132,17 +131,24 @@ impl Prefetch {
             scheduler,
             cache,
             mode,
-            cursors: Bounded::new(FOLLOWED),
+            cursors: Bounded::builder()
+                .max_capacity(FOLLOWED)
+                .eviction_policy(EvictionPolicy::lru())
+                .build(),
             walks: Arc::default(),
             listings: Listings::default(),
             filling: Mutex::default(),
         }
     }
 
-    /// The mount shows a tree from now on; `name` is what it is called, where it is by a name.
-    pub fn show(&self, tree: Tree, name: Option<String>) {
-        self.profiler.show(tree.clone(), name);
+    /// The mount shows a tree from now on, or a single file; `name` is what it is called, where it is by a name.
+    pub fn show(&self, tree: Option<Tree>, name: Option<String>) {
         let stop = self.stop_filling();
+        let Some(tree) = tree else {
+            self.profiler.show_none();
+            return;
+        };
+        self.profiler.show(tree.clone(), name);
         let paths = match &self.mode {
             Mode::Off | Mode::Auto => return,
             Mode::Tree => None,
@@ -160,9 +166,7 @@ impl Prefetch {
         if let Some(first) = slices.next() {
             let last = slices.last().map_or(first.index, |slice| slice.index);
             self.profiler
-                .read(read.inode, read.blob, first.index, last, || {
-                    whereabouts.path()
-                });
+                .read(read.blob, first.index, last, || whereabouts.path());
         }
         if self.scheduler.tracer.is_on() {
             self.note(read, whereabouts);
@@ -179,9 +183,11 @@ impl Prefetch {
         if read.offset == 0 && (waits || met.is_some()) {
             let digest = read.blob.digest();
             let size = read.blob.manifest().size();
-            let walk = match met {
-                Some(Source::Walk(walk)) => Some(walk),
-                _ => self.scheduler.walk_that_wants(digest, size),
+            let walk = if let Some(Source::Walk(walk)) = met {
+                Some(walk)
+            } else {
+                let beginning = walk::of_beginning(size);
+                self.scheduler.walk_that_wants(digest, beginning)
             };
             Walks::read(
                 &self.walks,
@@ -224,13 +230,13 @@ impl Prefetch {
     /// A file is not open any more: what was wanted for its readers is not.
     pub fn closed(&self, file: Digest) {
         self.cursors.invalidate(&file);
-        self.scheduler.cancel(Source::File(file));
+        self.scheduler.closed(file);
     }
 
     /// Nobody reads any more.
     pub fn close(&self) {
         self.stop_filling();
-        self.profiler.close();
+        self.profiler.show_none();
         self.scheduler.close();
     }
 
@@ -250,7 +256,7 @@ impl Prefetch {
     fn stop_filling(&self) -> Arc<AtomicBool> {
         let mut filling = self.filling.lock().unwrap_or_else(PoisonError::into_inner);
         filling.store(true, Ordering::Relaxed);
-        self.scheduler.cancel(Source::Tree);
+        self.scheduler.cancel(|source| *source == Source::Tree);
         *filling = Arc::default();
         Arc::clone(&filling)
     }
@@ -287,14 +293,19 @@ impl Prefetch {
             let mut cursors = cursors.lock().unwrap_or_else(PoisonError::into_inner);
             cursors.read(read.offset..end, size, most)
         };
-        self.scheduler.note_reader(digest);
-        if !ahead.is_empty() {
-            let slices = read
-                .blob
-                .manifest()
-                .slices(ahead.start, ahead.end - ahead.start);
+        // What a reader has to wait for was not wanted in time, or it failed, or was cancelled: then so was what comes after it.
+        let wanted = match waits {
+            true => ahead.all,
+            false => ahead.new,
+        };
+        if waits || !wanted.is_empty() {
+            self.scheduler.note_reader(digest);
+        }
+        if !wanted.is_empty() {
+            let len = wanted.end - wanted.start;
+            let slices = read.blob.manifest().slices(wanted.start, len);
             let positions = slices.map(|slice| slice.index);
-            let (kind, source) = (Kind::Sequential, Source::File(digest));
+            let (kind, source) = (Kind::Sequential, Source::File(digest, ahead.reader));
             self.scheduler
                 .push_chunks(kind, source, read.blob, positions);
         }

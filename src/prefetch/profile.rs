@@ -9,7 +9,7 @@ const HEADER: &str = "castore-profile 1";
 /// What is not written as it is in a path; bytes that are no ASCII never are.
 const ESCAPED: &AsciiSet = &CONTROLS.add(b'%');
 /// The most that one has.
-pub(super) const ENTRIES: usize = 1 << 16;
+pub(super) const ENTRIES: usize = 1 << 15;
 /// The longest path, in bytes.
 const PATH: usize = 64 << 10;
 

@@ -1,6 +1,6 @@
 use std::{
     sync::{Arc, Mutex, PoisonError, RwLock, Weak},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use super::{
@@ -13,8 +13,11 @@ use crate::cache::{Blob, Cache, StoredProfile};
 
 /// What has been recorded is written this often.
 const SAVE_EVERY: Duration = Duration::from_secs(60);
-/// A mount that has read less than this share of what the one before read leaves its profile as it is.
-const SHARE: u64 = 4;
+/// A mount that has read less than three quarters of what an earlier one has read leaves its profile as it is, for a week.
+const SHARE: (u64, u64) = (3, 4);
+const GOOD_FOR: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+/// What was used in this time does not make room for a profile that somebody has given.
+const LATELY: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// What is done with profiles.
 #[derive(Debug, Clone, Default)]
@@ -48,8 +51,8 @@ struct Shown {
     name: Option<String>,
     recorder: Recorder,
     replay: Replay,
-    /// What was kept of it before. The lock is held for a look only.
-    before: Mutex<Option<Arc<Profile>>>,
+    /// What was kept of it before: its bytes, and when it was recorded. The lock is held for a look only.
+    before: Mutex<Option<(u64, u64)>>,
 }
 
 impl Profiler {
@@ -95,38 +98,54 @@ impl Profiler {
         }
         let this = Arc::clone(self);
         self.scheduler.runtime().spawn(async move {
-            let profile = match &this.profiles {
-                Profiles::Given(profile) => Some(Arc::clone(profile)),
+            let found = match &this.profiles {
+                Profiles::Given(profile) => {
+                    let lately = now().saturating_sub(LATELY.as_secs());
+                    Some((Arc::clone(profile), lately))
+                }
                 Profiles::Auto => this.kept(&shown).await,
                 Profiles::Off | Profiles::Record => None,
             };
-            shown.set_before(profile.clone());
-            if let Some(profile) = profile.filter(|_| this.replays) {
+            let Some((profile, recorded_at)) = found else {
+                return;
+            };
+            if profile.tree == shown.tree.key() {
+                *shown.before() = Some((profile.bytes(), recorded_at));
+            }
+            if this.replays {
                 tracing::debug!(entries = profile.entries.len(), "replaying a profile");
-                let Profiler {
-                    cache, scheduler, ..
-                } = &*this;
-                shown
-                    .replay
-                    .run(cache, scheduler, &shown.tree, &profile)
+                let Shown { replay, tree, .. } = &*shown;
+                replay
+                    .run(&this.cache, &this.scheduler, tree, &profile, recorded_at)
                     .await;
             }
         });
     }
 
+    /// The mount shows something of which no profile is kept.
+    pub(super) fn show_none(&self) {
+        self.save();
+        let shown = self
+            .shown
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        if let Some(shown) = shown {
+            shown.replay.stop(&self.scheduler);
+        }
+    }
+
     /// Chunks `first` to `last` of a file are read.
     pub(super) fn read(
         &self,
-        inode: u64,
         blob: &Blob,
         first: usize,
         last: usize,
         path: impl FnOnce() -> Option<Vec<u8>>,
     ) {
         let shown = self.shown.read().unwrap_or_else(PoisonError::into_inner);
-        if let Some(shown) = &*shown
-            && shown.recorder.note(inode, blob, first, last, path)
-        {
+        if let Some(shown) = &*shown {
+            shown.recorder.note(blob, first, last, path);
             shown.replay.read(blob.digest(), &self.scheduler);
         }
     }
@@ -151,32 +170,24 @@ impl Profiler {
             name: shown.name.clone(),
             entries,
         };
-        let before = shown.before();
-        if before.is_some_and(|before| profile.bytes() < before.bytes() / SHARE) {
+        let is_less = |(bytes, recorded_at): (u64, u64)| {
+            let age = now().saturating_sub(recorded_at);
+            let share = u128::from(bytes) * u128::from(SHARE.0) / u128::from(SHARE.1);
+            u128::from(profile.bytes()) < share && age < GOOD_FOR.as_secs()
+        };
+        if shown.before().is_some_and(is_less) {
             return;
         }
         self.cache.keep_profile(StoredProfile {
             text: profile.to_text(),
             tree: profile.tree,
             name: profile.name,
-            recorded_at: 0,
+            recorded_at: now(),
         });
     }
 
-    /// Nobody reads any more.
-    pub(super) fn close(&self) {
-        self.save();
-        let shown = self
-            .shown
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
-        if let Some(shown) = shown {
-            shown.replay.stop(&self.scheduler);
-        }
-    }
-
-    async fn kept(&self, shown: &Shown) -> Option<Arc<Profile>> {
+    /// The profile that was kept, and when it was recorded.
+    async fn kept(&self, shown: &Shown) -> Option<(Arc<Profile>, u64)> {
         let found = self
             .cache
             .profile(shown.tree.key(), shown.name.clone())
@@ -185,28 +196,31 @@ impl Profiler {
             tracing::warn!(%error, "the profile cannot be read");
             None
         })?;
-        Profile::parse(&stored.text).ok().map(Arc::new)
+        let profile = Profile::parse(&stored.text).ok()?;
+        Some((Arc::new(profile), stored.recorded_at))
     }
 }
 
 impl Shown {
-    fn set_before(&self, profile: Option<Arc<Profile>>) {
-        *self.before.lock().unwrap_or_else(PoisonError::into_inner) = profile;
+    fn before(&self) -> std::sync::MutexGuard<'_, Option<(u64, u64)>> {
+        self.before.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
 
-    fn before(&self) -> Option<Arc<Profile>> {
-        self.before
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
-    }
+/// Seconds since 1970.
+fn now() -> u64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    since.map_or(0, |since| since.as_secs())
 }
 
 async fn save_now_and_then(profiler: Weak<Profiler>) {
     loop {
         tokio::time::sleep(SAVE_EVERY).await;
         match profiler.upgrade() {
-            Some(profiler) => profiler.save(),
+            // It blocks for as long as it takes to write some megabytes of text.
+            Some(profiler) => {
+                let _ = tokio::task::spawn_blocking(move || profiler.save()).await;
+            }
             None => return,
         }
     }
@@ -219,5 +233,5 @@ pub fn summary(entries: &[Entry]) -> (usize, u64) {
     let bytes = entries
         .iter()
         .map(|entry| entry.range.end - entry.range.start);
-    (files.len(), bytes.sum())
+    (files.len(), bytes.fold(0, u64::saturating_add))
 }

@@ -1,17 +1,17 @@
 use std::{
-    collections::{HashMap, VecDeque, hash_map::Entry},
+    collections::{HashMap, VecDeque},
     hash::Hash,
 };
 
 use super::kind::{KINDS, Kind};
 
 /// What waits to be fetched: the most pressing kind first, the sources of a kind in turns, and each source in its order. What
-/// is in it is in it once.
+/// is in it is in it once, for the most pressing of those that want it.
 #[derive(Debug)]
 pub(super) struct Queue<S, K, J> {
     lanes: [Lane<S, K, J>; KINDS],
-    /// With their sources.
-    known: HashMap<K, S>,
+    /// Where each key is. What else is found of it in a lane has been left behind there, and is nothing.
+    known: HashMap<K, (Kind, S)>,
 }
 
 #[derive(Debug)]
@@ -41,12 +41,16 @@ impl<S, K, J> Default for Queue<S, K, J> {
 }
 
 impl<S: Copy + Eq + Hash, K: Copy + Eq + Hash, J> Queue<S, K, J> {
-    /// False when it was there already.
+    /// False when it was there already, and as pressing.
     pub(super) fn push(&mut self, kind: Kind, source: S, key: K, job: J) -> bool {
-        match self.known.entry(key) {
-            Entry::Occupied(_) => return false,
-            Entry::Vacant(entry) => entry.insert(source),
-        };
+        if self
+            .known
+            .get(&key)
+            .is_some_and(|(known, _)| *known <= kind)
+        {
+            return false;
+        }
+        self.known.insert(key, (kind, source));
         let lane = &mut self.lanes[kind as usize];
         let jobs = lane.jobs.entry(source).or_default();
         if jobs.is_empty() {
@@ -68,58 +72,57 @@ impl<S: Copy + Eq + Hash, K: Copy + Eq + Hash, J> Queue<S, K, J> {
     }
 
     /// What is to be fetched next.
-    pub(super) fn peek(&self) -> Option<(Kind, &J)> {
-        Kind::ALL.into_iter().find_map(|kind| {
-            let lane = &self.lanes[kind as usize];
-            let (_, job) = lane.jobs.get(lane.turns.front()?)?.front()?;
-            Some((kind, job))
-        })
+    pub(super) fn peek(&mut self) -> Option<(Kind, &J)> {
+        let kind = Kind::ALL.into_iter().find(|kind| self.settle(*kind))?;
+        let lane = &self.lanes[kind as usize];
+        let (_, job) = lane.jobs.get(lane.turns.front()?)?.front()?;
+        Some((kind, job))
     }
 
     /// Takes what [`Queue::peek`] shows.
     pub(super) fn pop(&mut self) -> Option<(Kind, S, K, J)> {
-        for kind in Kind::ALL {
-            let lane = &mut self.lanes[kind as usize];
-            let Some(source) = lane.turns.pop_front() else {
-                continue;
-            };
-            let jobs = lane.jobs.get_mut(&source)?;
-            let (key, job) = jobs.pop_front()?;
-            if jobs.is_empty() {
-                lane.jobs.remove(&source);
-            } else {
-                lane.turns.push_back(source);
-            }
-            self.known.remove(&key);
-            return Some((kind, source, key, job));
-        }
-        None
+        let kind = Kind::ALL.into_iter().find(|kind| self.settle(*kind))?;
+        let (source, key, job) = self.lanes[kind as usize].take()?;
+        self.known.remove(&key);
+        Some((kind, source, key, job))
     }
 
-    /// Drops what a source wanted.
-    pub(super) fn cancel(&mut self, source: S) {
-        for lane in &mut self.lanes {
-            if let Some(jobs) = lane.jobs.remove(&source) {
-                lane.turns.retain(|turn| *turn != source);
-                for (key, _) in jobs {
-                    self.known.remove(&key);
-                }
+    /// Drops what was left behind at the front of a lane. Whether something is there after that.
+    fn settle(&mut self, kind: Kind) -> bool {
+        let lane = &mut self.lanes[kind as usize];
+        while let Some(source) = lane.turns.front() {
+            let front = lane.jobs.get(source).and_then(VecDeque::front);
+            let is_there = front.is_some_and(|(key, _)| {
+                self.known
+                    .get(key)
+                    .is_some_and(|(known, of)| *known == kind && of == source)
+            });
+            if is_there {
+                return true;
             }
+            lane.take();
+        }
+        false
+    }
+
+    /// Drops what sources wanted.
+    pub(super) fn cancel(&mut self, is_cancelled: impl Fn(&S) -> bool) {
+        self.known.retain(|_, (_, source)| !is_cancelled(source));
+        for lane in &mut self.lanes {
+            lane.turns.retain(|source| !is_cancelled(source));
+            lane.jobs.retain(|source, _| !is_cancelled(source));
         }
     }
 
     /// Whose job it is; `None` when it is not there.
     pub(super) fn source_of(&self, key: &K) -> Option<S> {
-        self.known.get(key).copied()
+        self.known.get(key).map(|(_, source)| *source)
     }
 
-    /// How many jobs of a kind there are.
+    /// How many jobs of a kind there are, with what was left behind.
     pub(super) fn len_of(&self, kind: Kind) -> usize {
-        self.lanes[kind as usize]
-            .jobs
-            .values()
-            .map(VecDeque::len)
-            .sum()
+        let lane = &self.lanes[kind as usize];
+        lane.jobs.values().map(VecDeque::len).sum()
     }
 
     /// The jobs of a kind.
@@ -131,6 +134,21 @@ impl<S: Copy + Eq + Hash, K: Copy + Eq + Hash, J> Queue<S, K, J> {
     /// How many sources of a kind there are.
     pub(super) fn sources(&self, kind: Kind) -> usize {
         self.lanes[kind as usize].turns.len()
+    }
+}
+
+impl<S: Copy + Eq + Hash, K, J> Lane<S, K, J> {
+    /// Takes the next job, and gives the turn to the next source.
+    fn take(&mut self) -> Option<(S, K, J)> {
+        let source = self.turns.pop_front()?;
+        let jobs = self.jobs.get_mut(&source)?;
+        let taken = jobs.pop_front();
+        if jobs.is_empty() {
+            self.jobs.remove(&source);
+        } else {
+            self.turns.push_back(source);
+        }
+        taken.map(|(key, job)| (source, key, job))
     }
 }
 
@@ -154,6 +172,20 @@ mod tests {
         assert_eq!(order, [1, 4, 2, 5, 3, 0]);
     }
 
+    #[test]
+    fn what_becomes_pressing_goes_first() {
+        let mut queue = Queue::default();
+        for key in 0..3 {
+            queue.push(Kind::Tree, 'x', key, ());
+        }
+        assert!(queue.push(Kind::Sequential, 'a', 1, ()));
+        assert!(!queue.push(Kind::Tree, 'y', 1, ()));
+        let order: Vec<_> =
+            std::iter::from_fn(|| queue.pop().map(|(_, source, key, ())| (source, key))).collect();
+        assert_eq!(order, [('a', 1), ('x', 0), ('x', 2)]);
+        assert!(queue.lanes.iter().all(|lane| lane.turns.is_empty()));
+    }
+
     proptest! {
         /// What goes in comes out once, unless it is cancelled, and never a less pressing kind before another.
         #[test]
@@ -165,30 +197,31 @@ mod tests {
             for (kind, source, key, what) in steps {
                 match what {
                     0 => {
-                        queue.cancel(source);
+                        queue.cancel(|of| *of == source);
                         model.retain(|_, (_, of)| *of != source);
                     }
                     1 => {
                         let peeked = queue.peek().map(|(kind, job)| (kind, *job));
                         let popped = queue.pop();
                         prop_assert_eq!(peeked, popped.map(|(kind, .., job)| (kind, job)));
-                        if let Some((kind, _, key, _)) = popped {
-                            model.remove(&key).unwrap();
+                        if let Some((kind, source, key, _)) = popped {
+                            prop_assert_eq!(model.remove(&key), Some((kind, source)));
                             prop_assert!(model.values().all(|(other, _)| *other >= kind));
+                        } else {
+                            prop_assert!(model.is_empty());
                         }
                     }
                     _ => {
                         let kind = Kind::ALL[kind];
                         let is_new = queue.push(kind, source, key, key);
-                        prop_assert_eq!(is_new, !model.contains_key(&key));
-                        model.entry(key).or_insert((kind, source));
+                        let known = model.get(&key).is_some_and(|(known, _)| *known <= kind);
+                        prop_assert_eq!(is_new, !known);
+                        if is_new {
+                            model.insert(key, (kind, source));
+                        }
                     }
                 }
                 prop_assert_eq!(queue.known.len(), model.len());
-                for kind in Kind::ALL {
-                    let of_kind = model.values().filter(|(other, _)| *other == kind).count();
-                    prop_assert_eq!(queue.len_of(kind), of_kind);
-                }
             }
         }
     }

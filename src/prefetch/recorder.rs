@@ -7,10 +7,10 @@ use std::{
 };
 
 use super::profile::{ENTRIES, Entry};
-use crate::cache::Blob;
+use crate::{cache::Blob, model::Digest};
 
 /// Bytes of paths that are remembered.
-const PATHS: usize = 8 << 20;
+const PATHS: usize = 4 << 20;
 
 /// Notes what a mount reads for the first time, in order.
 #[derive(Debug, Default)]
@@ -24,31 +24,34 @@ pub(super) struct Recorder {
 #[derive(Debug, Default)]
 struct State {
     entries: Vec<Entry>,
-    /// Which chunks of a file were read, by inode.
-    seen: HashMap<u64, Box<[u64]>>,
+    /// Which chunks of a file were read.
+    seen: HashMap<Digest, Box<[u64]>>,
     paths: usize,
-    /// Entries when they were last taken.
-    taken: usize,
+    /// Something was noted since it was last taken.
+    grown: bool,
 }
 
 impl Recorder {
-    /// Chunks `first` to `last` of a file are read. True when some of them had not been.
+    /// Chunks `first` to `last` of a file are read.
     pub(super) fn note(
         &self,
-        inode: u64,
         blob: &Blob,
         first: usize,
         last: usize,
         path: impl FnOnce() -> Option<Vec<u8>>,
-    ) -> bool {
+    ) {
         if self.full.load(Ordering::Relaxed) {
-            return false;
+            return;
         }
         let chunks = blob.manifest().chunks();
         let mut state = self.state();
+        if state.seen.len() > ENTRIES {
+            self.fill(&mut state);
+            return;
+        }
         let seen = state
             .seen
-            .entry(inode)
+            .entry(blob.digest())
             .or_insert_with(|| vec![0; chunks.len().div_ceil(64)].into());
         let mut new = None;
         for position in first..=last {
@@ -63,27 +66,27 @@ impl Recorder {
             }
         }
         let Some((first, last)) = new else {
-            return false;
+            return;
         };
         let (Some(first), Some(last)) = (chunks.get(first), chunks.get(last)) else {
-            return false;
+            return;
         };
         let range = first.offset..last.offset + last.size;
+        state.grown = true;
         if let Some(entry) = state.entries.last_mut()
             && entry.digest == blob.digest()
             && entry.range.end == range.start
         {
             entry.range.end = range.end;
-            return true;
+            return;
         }
         let Some(path) = path() else {
-            return true;
+            return;
         };
         state.paths += path.len();
         if state.entries.len() >= ENTRIES || state.paths > PATHS {
-            self.full.store(true, Ordering::Relaxed);
-            state.seen = HashMap::new();
-            return true;
+            self.fill(&mut state);
+            return;
         }
         state.entries.push(Entry {
             path,
@@ -91,15 +94,18 @@ impl Recorder {
             size: blob.manifest().size(),
             range,
         });
-        true
     }
 
     /// All that was noted, where there is more than when it was last taken.
     pub(super) fn take(&self) -> Option<Vec<Entry>> {
         let mut state = self.state();
-        let grown = state.entries.len() > state.taken;
-        state.taken = state.entries.len();
+        let grown = std::mem::take(&mut state.grown);
         grown.then(|| state.entries.clone())
+    }
+
+    fn fill(&self, state: &mut State) {
+        self.full.store(true, Ordering::Relaxed);
+        state.seen = HashMap::new();
     }
 
     fn state(&self) -> std::sync::MutexGuard<'_, State> {

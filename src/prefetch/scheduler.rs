@@ -1,7 +1,10 @@
 use std::{
     collections::HashMap,
     ops::Range,
-    sync::{Arc, Mutex, PoisonError, Weak},
+    sync::{
+        Arc, Mutex, PoisonError, Weak,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -20,21 +23,33 @@ use crate::{
 
 /// Requests under way at once.
 const REQUESTS: usize = 192;
-/// Bytes that may be under way before anything is known of the remotes, and on a line that is faster than this machine.
+/// Bytes that may be under way before anything is known of the remotes, and at the least.
 const START: u64 = 2 << 20;
+const LEAST: u64 = 512 << 10;
+/// What the line brings in this time may be under way, too: where latency is shorter than this machine's own delays, the product says
+/// little.
+const JITTER: Duration = Duration::from_millis(20);
+/// Bytes that may be fetched ahead of one reader at the least, where there is memory.
+const AHEAD: u64 = 8 << 20;
+/// A file up to this size, in bytes, is one chunk: what asks for it asks for its bytes. Of a larger one, its parts do.
+const ONE_CHUNK: u64 = 128 << 10;
+/// A blob above this size, in bytes, may come as one stream, and as a whole or not at all.
+const STREAMED: u64 = 4 << 20;
 /// As long as something waits that may not go yet, it is looked at again after this time.
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
 /// A file that nobody has read for this time has been closed, as far as anybody can say: where the kernel opens files by itself,
 /// it does not tell.
 const IDLE: Duration = Duration::from_secs(5);
+/// Files of which that is remembered.
+const FILES: usize = 1 << 16;
 /// After a reader had to wait, filling a tree stands back for this time.
 const STAND_BACK: Duration = Duration::from_secs(1);
 
 /// For whom something is fetched.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Source {
-    /// The readers of a file.
-    File(Digest),
+    /// A reader of a file, by a number of its own.
+    File(Digest, u32),
     /// One who goes from file to file.
     Walk(u64),
     Profile,
@@ -63,6 +78,14 @@ impl Job {
                 .get(*position)
                 .map_or(0, |chunk| chunk.size),
             Self::File { range, .. } => range.end - range.start,
+        }
+    }
+
+    /// Bytes that come by itself.
+    fn own_bytes(&self) -> u64 {
+        match self {
+            Self::File { size, .. } if *size > ONE_CHUNK => 0,
+            job => job.bytes(),
         }
     }
 
@@ -95,6 +118,8 @@ pub(super) struct Scheduler {
     wake: Notify,
     /// The lock is held for a look only, and no other is taken under it.
     state: Mutex<State>,
+    /// The most bytes ahead of one reader, as last reckoned.
+    most_ahead: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -114,8 +139,14 @@ struct State {
 #[derive(Debug)]
 struct Running {
     source: Source,
+    key: Key,
     cost: u64,
+    /// Of the job, with what it will want itself.
+    bytes: u64,
+    /// Not yet known for a moment.
     task: Option<AbortHandle>,
+    /// Its source does not want it any more.
+    cancelled: bool,
 }
 
 enum Next {
@@ -136,6 +167,7 @@ impl Scheduler {
             runtime: Handle::current(),
             wake: Notify::new(),
             state: Mutex::default(),
+            most_ahead: AtomicU64::new(AHEAD),
         });
         scheduler
             .runtime
@@ -163,18 +195,36 @@ impl Scheduler {
         blob: &Arc<Blob>,
         positions: impl Iterator<Item = usize>,
     ) {
-        for position in positions {
-            if !self.cache.is_near(blob, position) {
-                self.push(kind, source, Job::Chunk(Arc::clone(blob), position));
+        let wanted: Vec<_> = positions
+            .filter(|position| !self.cache.is_near(blob, *position))
+            .collect();
+        if wanted.is_empty() {
+            return;
+        }
+        {
+            let mut state = self.state();
+            for position in wanted {
+                let job = Job::Chunk(Arc::clone(blob), position);
+                if let Some(key) = job.key() {
+                    state.queue.push(kind, source, key, job);
+                }
             }
         }
+        self.wake.notify_one();
     }
 
-    /// The walk for which a file waits in the queue.
-    pub(super) fn walk_that_wants(&self, digest: Digest, size: u64) -> Option<u64> {
-        match self.state().queue.source_of(&Key::File(digest, 0, size))? {
+    /// The walk for which the beginning of a file waits in the queue, or is under way.
+    pub(super) fn walk_that_wants(&self, digest: Digest, range: Range<u64>) -> Option<u64> {
+        let key = Key::File(digest, range.start, range.end);
+        let state = self.state();
+        let mut running = state.running.values();
+        let source = state
+            .queue
+            .source_of(&key)
+            .or_else(|| running.find(|job| job.key == key).map(|job| job.source));
+        match source? {
             Source::Walk(walk) => Some(walk),
-            Source::File(_) | Source::Profile | Source::Tree => None,
+            Source::File(..) | Source::Profile | Source::Tree => None,
         }
     }
 
@@ -196,8 +246,15 @@ impl Scheduler {
         let waiting: u64 = state.queue.jobs_of(kind).map(Job::bytes).sum();
         let running = state.running.values();
         let running = running.filter(|running| running.source == source);
-        let running: u64 = running.map(|running| running.cost).sum();
+        let running: u64 = running.map(|running| running.bytes).sum();
         waiting + running + budget.saturating_sub(free)
+    }
+
+    /// Whether jobs of a kind wait, or are under way for a source.
+    pub(super) fn wants(&self, kind: Kind, source: Source) -> bool {
+        let state = self.state();
+        let mut running = state.running.values();
+        state.queue.len_of(kind) > 0 || running.any(|running| running.source == source)
     }
 
     /// How many jobs of a kind wait.
@@ -208,31 +265,37 @@ impl Scheduler {
     /// The most bytes that may be fetched ahead of one reader: what several round trips bring, and a fair share of the
     /// memory.
     pub(super) fn most_ahead(&self) -> u64 {
-        let product = self.cache.pace().product();
-        let (budget, _) = self.cache.ahead();
-        let files = self.state().queue.sources(Kind::Sequential).max(1) as u64;
-        (4 * product).max(8 << 20).min(budget / files.min(64))
+        self.most_ahead.load(Ordering::Relaxed)
     }
 
     /// A file is read.
     pub(super) fn note_reader(&self, file: Digest) {
-        self.state().files.insert(file, Instant::now());
+        let mut state = self.state();
+        if state.files.len() >= FILES {
+            // It is only a matter of what is not fetched any more.
+            state.files.clear();
+        }
+        state.files.insert(file, Instant::now());
     }
 
-    /// Nobody wants anything for this source any more. What somebody waits for goes on.
-    pub(super) fn cancel(&self, source: Source) {
+    /// Nobody reads a file any more.
+    pub(super) fn closed(&self, file: Digest) {
+        self.state().files.remove(&file);
+        self.cancel(|source| matches!(source, Source::File(of, _) if *of == file));
+    }
+
+    /// Nobody wants anything for these sources any more. What somebody waits for goes on.
+    pub(super) fn cancel(&self, is_cancelled: impl Fn(&Source) -> bool) {
         let tasks: Vec<_> = {
             let mut state = self.state();
-            if let Source::File(digest) = source {
-                state.files.remove(&digest);
-            }
-            state.queue.cancel(source);
-            let of_source = state
-                .running
-                .values()
-                .filter(|running| running.source == source);
-            of_source
-                .filter_map(|running| running.task.clone())
+            state.queue.cancel(&is_cancelled);
+            let running = state.running.values_mut();
+            let cancelled = running.filter(|running| is_cancelled(&running.source));
+            cancelled
+                .filter_map(|running| {
+                    running.cancelled = true;
+                    running.task.clone()
+                })
                 .collect()
         };
         for task in tasks {
@@ -268,7 +331,7 @@ impl Scheduler {
             if cleaned.elapsed() > IDLE / 5 {
                 cleaned = Instant::now();
                 for file in scheduler.idle() {
-                    scheduler.cancel(Source::File(file));
+                    scheduler.closed(file);
                 }
             }
             let is_idle = matches!(more, Next::Nothing);
@@ -279,9 +342,9 @@ impl Scheduler {
     }
 
     fn next(&self) -> Next {
-        let (product, is_queueing) = {
+        let (product, in_jitter, is_queueing) = {
             let pace = self.cache.pace();
-            (pace.product(), pace.is_queueing())
+            (pace.product(), pace.bytes_in(JITTER), pace.is_queueing())
         };
         let (budget, free) = self.cache.ahead();
         let readers = self.cache.waiting_readers();
@@ -289,10 +352,14 @@ impl Scheduler {
         if readers > 0 {
             state.waited = Some(Instant::now());
         }
+        let files = state.queue.sources(Kind::Sequential).clamp(1, 64) as u64;
+        let most = product.saturating_mul(4).max(AHEAD).min(budget / files);
+        self.most_ahead.store(most, Ordering::Relaxed);
         let Some((kind, job)) = state.queue.peek() else {
             return Next::Nothing;
         };
-        let bytes = job.bytes();
+        let all_bytes = job.bytes();
+        let bytes = job.own_bytes();
         let cost = Pace::cost(bytes);
         let first = state.running.is_empty();
         if !first && free < bytes.min(budget) {
@@ -301,26 +368,34 @@ impl Scheduler {
         if kind == Kind::Tree {
             let disturbs = state.waited.is_some_and(|at| at.elapsed() < STAND_BACK);
             let probe = if is_queueing { 0 } else { cost };
-            let full = state.cost + cost > product + probe;
+            let full = state.cost.saturating_add(cost) > product.saturating_add(probe);
             if readers > 0 || !first && (disturbs || full) {
                 return Next::Later;
             }
         } else {
-            let limit = (2 * product).max(START).min(budget);
-            if !first && (state.cost + cost > limit || state.running.len() >= REQUESTS) {
+            let limit = product
+                .saturating_mul(2)
+                .max(in_jitter.map_or(START, |bytes| bytes.max(LEAST)))
+                .min(budget);
+            if !first
+                && (state.cost.saturating_add(cost) > limit || state.running.len() >= REQUESTS)
+            {
                 return Next::Nothing; // What is under way will wake us.
             }
         }
-        let Some((kind, source, _, job)) = state.queue.pop() else {
+        let Some((kind, source, key, job)) = state.queue.pop() else {
             return Next::Nothing;
         };
         let number = state.next;
         state.next += 1;
-        state.cost += cost;
+        state.cost = state.cost.saturating_add(cost);
         let running = Running {
             source,
+            key,
             cost,
+            bytes: all_bytes,
             task: None,
+            cancelled: false,
         };
         state.running.insert(number, running);
         Next::Start(number, kind, source, job)
@@ -334,17 +409,26 @@ impl Scheduler {
         let task = self.runtime.spawn(async move {
             let scheduler = Arc::clone(&slot.scheduler);
             // A failure is told to the reader who asks for the chunk, not to nobody.
-            if let Err(error) = scheduler.fetch(kind, source, job).await {
+            if let Err(error) = scheduler.fetch(number, kind, source, job).await {
                 tracing::debug!(%error, kind = kind.name(), "prefetch failed");
             }
             drop(slot);
         });
         if let Some(running) = self.state().running.get_mut(&number) {
+            if running.cancelled {
+                task.abort();
+            }
             running.task = Some(task.abort_handle());
         }
     }
 
-    async fn fetch(&self, kind: Kind, source: Source, job: Job) -> Result<(), CacheError> {
+    async fn fetch(
+        &self,
+        number: u64,
+        kind: Kind,
+        source: Source,
+        job: Job,
+    ) -> Result<(), CacheError> {
         match job {
             Job::Chunk(blob, position) => self.fetch_chunk(kind, source, &blob, position).await,
             Job::File {
@@ -352,7 +436,17 @@ impl Scheduler {
                 size,
                 range,
             } => {
-                let blob = self.cache.blob(digest, size).await?;
+                let known = self.cache.blob_at_hand(digest, size);
+                if known.is_none() && size > STREAMED && kind != Kind::Tree {
+                    // One that its remote does not cut comes as a whole: too much for what is perhaps not wanted.
+                    if self.cache.manifest_of(digest).await?.is_none() {
+                        return Ok(());
+                    }
+                }
+                let blob = match known {
+                    Some(blob) => blob,
+                    None => self.cache.blob(digest, size).await?,
+                };
                 let slices = blob.manifest().slices(range.start, range.end - range.start);
                 let wanted: Vec<_> = slices
                     .map(|slice| slice.index)
@@ -363,6 +457,9 @@ impl Scheduler {
                 }
                 // Its turn has come, and so has that of its parts: before what was wanted after it.
                 let mut state = self.state();
+                if state.running.get(&number).is_none_or(|job| job.cancelled) {
+                    return Ok(());
+                }
                 for position in wanted.into_iter().rev() {
                     let job = Job::Chunk(Arc::clone(&blob), position);
                     if let Some(key) = job.key() {

@@ -1,5 +1,6 @@
 use std::{
     collections::{HashMap, VecDeque},
+    ops::Range,
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -29,6 +30,9 @@ const WHOLE_FILES: usize = 256;
 const ONE_IN: usize = 16;
 /// Directories in which reads are remembered, and walks that are followed.
 const REMEMBERED: usize = 64;
+/// Files that are looked at in one go, when nearly all are here already; other tasks have their turn after so many.
+const LOOKED_AT: usize = 4096;
+const YIELD: usize = 64;
 /// Directories that a walk may find empty on its way to the next file.
 const EMPTY: usize = 4096;
 
@@ -112,7 +116,7 @@ impl Walks {
         ahead_of: Option<u64>,
         place: impl FnOnce() -> Option<Place>,
     ) {
-        let most_bytes = (4 * cache.pace().product()).max(BYTES);
+        let most_bytes = cache.pace().product().saturating_mul(4).max(BYTES);
         let along = match ahead_of {
             Some(walk) => this.went_on(walk, bytes, most_bytes),
             None => place().and_then(|place| this.missed(scheduler, place, most_bytes)),
@@ -165,7 +169,8 @@ impl Walks {
         let mut files = Vec::new();
         if before.as_ref().is_some_and(|seen| seen.at != at) && !whole {
             files = small_files(&directory);
-            let bytes: u64 = files.iter().map(|(_, size)| size).sum();
+            let bytes = files.iter().map(|(_, size)| *size);
+            let bytes = bytes.fold(0, u64::saturating_add);
             whole = bytes <= WHOLE && files.len() <= WHOLE_FILES
                 || bytes <= WHOLE * misses as u64 && files.len() <= ONE_IN * misses;
         }
@@ -235,17 +240,19 @@ impl Walks {
             files,
             bytes,
         } = along;
-        let (mut asked, mut asked_bytes) = (0, 0);
-        while asked < files && asked_bytes < bytes {
+        let (mut asked, mut asked_bytes, mut looked) = (0, 0, 0);
+        while asked < files && asked_bytes < bytes && looked < LOOKED_AT {
             let Some((digest, size)) = frontier.next(cache).await else {
                 break;
             };
-            let is_here = cache
-                .blob_at_hand(digest, size)
-                .is_some_and(|blob| cache.is_near(&blob, 0));
-            if !is_here
-                && scheduler.push(Kind::Siblings, Source::Walk(walk), beginning(digest, size))
-            {
+            looked += 1;
+            if looked % YIELD == 0 {
+                tokio::task::yield_now().await;
+            }
+            if !cache.begins_here(digest, size) {
+                // It may be wanted already, which is as good.
+                let source = Source::Walk(walk);
+                scheduler.push(Kind::Siblings, source, beginning(digest, size));
                 asked += 1;
                 asked_bytes += size.min(OF_ONE);
             }
@@ -284,8 +291,13 @@ fn beginning(digest: Digest, size: u64) -> Job {
     Job::File {
         digest,
         size,
-        range: 0..size.min(OF_ONE),
+        range: of_beginning(size),
     }
+}
+
+/// The bytes of that.
+pub(super) fn of_beginning(size: u64) -> Range<u64> {
+    0..size.min(OF_ONE)
 }
 
 /// The files of a directory that are worth fetching together.

@@ -18,13 +18,27 @@ const RANDOM: u32 = 16;
 #[derive(Debug, Default)]
 pub(super) struct Cursors {
     /// The one that read last is the last.
-    cursors: Vec<Cursor>,
+    readers: Vec<Cursor>,
     /// New readers since one was proven.
     lone: u32,
+    /// The number of the next new reader.
+    next: u32,
+}
+
+/// What a reader wants ahead.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Ahead {
+    /// The number of the reader.
+    pub(super) reader: u32,
+    /// What was not wanted for it before, in bytes.
+    pub(super) new: Range<u64>,
+    /// All that is wanted for it.
+    pub(super) all: Range<u64>,
 }
 
 #[derive(Debug, Clone)]
 struct Cursor {
+    number: u32,
     /// Where its first read began.
     first: u64,
     /// End of what it has read.
@@ -38,21 +52,25 @@ struct Cursor {
 }
 
 impl Cursors {
-    /// Somebody reads `range` of a file of `size` bytes, and up to `most` bytes may be fetched ahead of it. Answers what to
-    /// fetch besides.
+    /// Somebody reads `range` of a file of `size` bytes, and up to `most` bytes may be fetched ahead of it. Answers what
+    /// to fetch besides.
     ///
     /// A read from where a reader was, or a little further, is that reader's; all else is a new reader. One that goes on
     /// gets twice as much ahead as it has read, from 1 MiB on, unless it skips more than it reads. A new one gets nothing
     /// before it goes on, except at the beginning of the file.
-    pub(super) fn read(&mut self, range: Range<u64>, size: u64, most: u64) -> Range<u64> {
-        let nothing = range.end..range.end;
+    pub(super) fn read(&mut self, range: Range<u64>, size: u64, most: u64) -> Ahead {
         if range.is_empty() || range.end > size {
-            return nothing;
+            let nothing = range.end..range.end;
+            return Ahead {
+                reader: 0,
+                new: nothing.clone(),
+                all: nothing,
+            };
         }
         let Some(index) = self.reader_at(range.start) else {
             return self.begin(&range, size, most);
         };
-        let mut cursor = self.cursors.remove(index);
+        let mut cursor = self.readers.remove(index);
         if range.end > cursor.at {
             cursor.read += range.end - range.start.max(cursor.at);
             cursor.at = range.end;
@@ -71,13 +89,18 @@ impl Cursors {
         let start = cursor.ahead.max(cursor.at);
         let end = cursor.at.saturating_add(window).min(size).max(start);
         cursor.ahead = end;
-        self.cursors.push(cursor);
-        start..end
+        let ahead = Ahead {
+            reader: cursor.number,
+            new: start..end,
+            all: cursor.at..end,
+        };
+        self.readers.push(cursor);
+        ahead
     }
 
     /// The reader whom a read that begins there belongs to: the nearest that it can go on from.
     fn reader_at(&self, start: u64) -> Option<usize> {
-        let candidates = self.cursors.iter().enumerate().filter(|(_, cursor)| {
+        let candidates = self.readers.iter().enumerate().filter(|(_, cursor)| {
             if cursor.steps < PROVEN {
                 return (cursor.at..=cursor.at.saturating_add(NEAR)).contains(&start);
             }
@@ -90,24 +113,31 @@ impl Cursors {
             .map(|(index, _)| index)
     }
 
-    fn begin(&mut self, range: &Range<u64>, size: u64, most: u64) -> Range<u64> {
+    fn begin(&mut self, range: &Range<u64>, size: u64, most: u64) -> Ahead {
         self.lone = self.lone.saturating_add(1);
         let window = match range.start == 0 && self.lone < RANDOM {
             true => FIRST.min(most),
             false => 0,
         };
         let end = range.end.saturating_add(window).min(size);
-        if self.cursors.len() == CURSORS {
-            self.cursors.remove(0);
+        if self.readers.len() == CURSORS {
+            self.readers.remove(0);
         }
-        self.cursors.push(Cursor {
+        let number = self.next;
+        self.next = self.next.wrapping_add(1);
+        self.readers.push(Cursor {
+            number,
             first: range.start,
             at: range.end,
             ahead: end,
             read: range.end - range.start,
             steps: 0,
         });
-        range.end..end
+        Ahead {
+            reader: number,
+            new: range.end..end,
+            all: range.end..end,
+        }
     }
 }
 
@@ -124,7 +154,7 @@ mod tests {
     #[test]
     fn it_doubles_while_the_reader_goes_on() {
         let mut cursors = Cursors::default();
-        let mut read = |start: u64, len: u64| cursors.read(start..start + len, SIZE, 16 * MIB);
+        let mut read = |start: u64, len: u64| cursors.read(start..start + len, SIZE, 16 * MIB).new;
         assert_eq!(read(0, 128 * KIB), 128 * KIB..128 * KIB + MIB);
         assert_eq!(read(128 * KIB, 384 * KIB).end, 512 * KIB + MIB);
         assert_eq!(read(512 * KIB, 512 * KIB), 1536 * KIB..3 * MIB);
@@ -145,7 +175,7 @@ mod tests {
         for step in 0..64 {
             for reader in 0..8 {
                 let start = reader * SIZE / 8 + step * 128 * KIB;
-                let ahead = cursors.read(start..start + 128 * KIB, SIZE, 4 * MIB);
+                let ahead = cursors.read(start..start + 128 * KIB, SIZE, 4 * MIB).new;
                 fetched += ahead.end - ahead.start;
             }
         }
@@ -161,7 +191,7 @@ mod tests {
             0 => 0,
             _ => 128 * KIB,
         };
-        cursors.cursors.iter().map(of_one).sum()
+        cursors.readers.iter().map(of_one).sum()
     }
 
     #[test]
@@ -174,7 +204,7 @@ mod tests {
                 .wrapping_mul(6_364_136_223_846_793_005)
                 .wrapping_add(1);
             let start = (state >> 20) % (SIZE - 4 * KIB) / (4 * KIB) * 4 * KIB;
-            let ahead = cursors.read(start..start + 4 * KIB, SIZE, 16 * MIB);
+            let ahead = cursors.read(start..start + 4 * KIB, SIZE, 16 * MIB).new;
             fetched += ahead.end - ahead.start;
         }
         // A thousand chunks of 256 KiB are touched.
@@ -187,7 +217,7 @@ mod tests {
         let mut last = 0;
         for step in 0..100 {
             let start = step * 100 * KIB;
-            let ahead = cursors.read(start..start + 4 * KIB, SIZE, 16 * MIB);
+            let ahead = cursors.read(start..start + 4 * KIB, SIZE, 16 * MIB).new;
             last = ahead.end - ahead.start;
         }
         assert_eq!(last, 0);
@@ -207,17 +237,18 @@ mod tests {
                 let start = if goes_on { at } else { place * MIB };
                 let end = (start + kib * KIB).min(size);
                 at = end;
-                let ends: Vec<_> = cursors.cursors.iter().map(|cursor| cursor.ahead).collect();
-                let ahead = cursors.read(start..end, size, most);
+                let ends: Vec<_> = cursors.readers.iter().map(|cursor| cursor.ahead).collect();
+                let Ahead { new: ahead, all, .. } = cursors.read(start..end, size, most);
+                prop_assert!(all.end <= size.max(end) && all.end == ahead.end);
                 prop_assert!(ahead.start <= ahead.end && ahead.end <= size.max(end));
                 prop_assert!(ahead.end - ahead.start <= most + 2 * MIB);
                 if !ahead.is_empty() {
-                    let cursor = cursors.cursors.last().unwrap();
+                    let cursor = cursors.readers.last().unwrap();
                     prop_assert!(cursor.ahead - cursor.at <= most);
                     prop_assert!(ahead.start >= end.min(cursor.at));
                     prop_assert!(ahead.start == end || ends.contains(&ahead.start));
                 }
-                prop_assert!(cursors.cursors.len() <= CURSORS);
+                prop_assert!(cursors.readers.len() <= CURSORS);
             }
         }
 
@@ -232,7 +263,7 @@ mod tests {
             let (mut at, mut ahead_until) = (0, 0);
             for kib in lens {
                 let end = (at + kib * KIB).min(size);
-                let ahead = cursors.read(at..end, size, most);
+                let ahead = cursors.read(at..end, size, most).new;
                 if !ahead.is_empty() {
                     prop_assert!(ahead.start >= ahead_until);
                     prop_assert_eq!(ahead.start, end.max(ahead_until));

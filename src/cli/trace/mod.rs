@@ -10,6 +10,7 @@ use std::{
 };
 
 use anyhow::{Context, anyhow};
+use tokio::signal::unix::{SignalKind, signal};
 
 use super::{
     control::{self, Request, Switched},
@@ -99,10 +100,15 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
 
 fn watch(args: &Args) -> anyhow::Result<ExitCode> {
     if let [program, words @ ..] = &args.command[..] {
-        let status = Command::new(program)
-            .args(words)
-            .status()
-            .with_context(|| format!("{program:?} cannot be run"))?;
+        let mut command = Command::new(program);
+        command.args(words);
+        let status = runtime::block_on(async {
+            // Ctrl-C is for the command; what was seen until then is drawn.
+            let _swallowed = signal(SignalKind::interrupt())?;
+            let status = tokio::task::spawn_blocking(move || command.status()).await?;
+            anyhow::Ok(status?)
+        });
+        let status = status.with_context(|| format!("{program:?} cannot be run"))?;
         let code = status.code().and_then(|code| u8::try_from(code).ok());
         return Ok(code.unwrap_or(1).into());
     }
