@@ -1,11 +1,6 @@
 //! Readers of large files, and of many small ones.
 
-use std::{
-    fs,
-    io::Read,
-    thread,
-    time::{Duration, Instant},
-};
+use std::{fs, io::Read, thread};
 
 use super::{Far, noise, read_file, read_range, support};
 
@@ -118,53 +113,37 @@ fn a_miss_overtakes_a_full_queue() {
     mount.stop();
 }
 
-/// How much comes when a reader in order stops, on a link that would take 20 s for what is wanted ahead.
+/// Bytes that come in all when a reader in order stops after 3 MiB: 6 MiB more are wanted ahead of it, on a link that takes
+/// 15 s for them.
 fn after_the_reader_stopped(mode: &str, close: bool) -> u64 {
     let far = large(32 * MIB);
-    far.link(4, None);
+    far.link(4, Some(400_000));
     let mount = far.mount(&["--io-mode", mode]);
     let path = mount.at("large");
     let file = support::within(support::DEADLINE, "the reader", move || {
         let mut file = fs::File::open(path).unwrap();
-        let mut buffer = vec![0; 4 << 20];
-        file.read_exact(&mut buffer).unwrap();
+        file.read_exact(&mut vec![0; 3 << 20]).unwrap();
         file
     });
-    // From here on, next to nothing comes in a second.
-    far.link(4, Some(400_000));
-    let before = far.counters()["fetched_bytes"];
-    let file = support::within(support::DEADLINE, "the reader", move || {
-        let mut file = file;
-        file.read_exact(&mut vec![0; 1 << 20]).unwrap();
-        file
-    });
-    if close {
-        drop(file);
-        // Until what was wanted is not any more.
-        let deadline = Instant::now() + Duration::from_secs(30);
-        while far.proxy.bytes().1 == 0 && Instant::now() < deadline {}
-        let counters = far.settled();
-        mount.stop();
-        return counters["fetched_bytes"].saturating_sub(before);
-    }
+    let file = (!close).then_some(file);
     let counters = far.settled();
     drop(file);
     mount.stop();
-    counters["fetched_bytes"].saturating_sub(before)
+    counters["fetched_bytes"]
 }
 
 #[test]
 #[ignore = "needs /dev/fuse"]
 fn closing_a_file_cancels_what_only_it_wanted() {
     let came = after_the_reader_stopped("large", true);
-    assert!(came < 6 * MIB, "{came}");
+    assert!((3 * MIB..6 * MIB).contains(&came), "{came}");
 }
 
 #[test]
 #[ignore = "needs /dev/fuse"]
 fn a_file_that_nobody_reads_any_more_counts_as_closed() {
     let came = after_the_reader_stopped("small", false);
-    assert!(came < 8 * MIB, "{came}");
+    assert!((3 * MIB..8 * MIB).contains(&came), "{came}");
 }
 
 #[test]
