@@ -188,6 +188,11 @@ impl Lab {
         Some(others::rclone_mount(&self.scratch, plain.port()))
     }
 
+    /// Bytes that rclone has been sent so far.
+    pub fn rclone_bytes(&self) -> u64 {
+        self.plain.as_ref().map_or(0, |plain| plain.bytes().1)
+    }
+
     /// Counters of the one mount there is.
     pub fn counters(&self) -> BTreeMap<String, u64> {
         let status = run(self.scratch.command(["status", "--json"]));

@@ -47,6 +47,27 @@ fn rclone(
         })
 }
 
+/// Bytes that rclone is sent for each byte that is needed, where it applies.
+fn rclone_fetches(
+    lab: &Lab,
+    remote: &Remote,
+    link: Link,
+    needed: f64,
+    read: impl FnOnce(&Path),
+) -> String {
+    let Some(mount) = lab.rclone(remote, link, "large") else {
+        return String::new();
+    };
+    let before = lab.rclone_bytes();
+    read(&mount.path.join("large"));
+    let mut last = 0;
+    while last != lab.rclone_bytes() {
+        last = lab.rclone_bytes();
+        std::thread::sleep(Duration::from_secs(1));
+    }
+    format!("{:.3}", (last - before) as f64 / needed)
+}
+
 pub fn sequential(lab: &Lab, remote: &Remote) -> String {
     share(lab, remote, &["--io-mode", "large"], |root| {
         work::read_all(&root.join("file"));
@@ -99,7 +120,7 @@ pub fn first_byte(lab: &Lab, remote: &Remote) -> String {
 /// Bytes of content fetched for each byte read, reading all of a file.
 pub fn overfetch(lab: &Lab, remote: &Remote) -> String {
     let digest = lab.large();
-    remote.link(ROUND_TRIP, GIGABIT);
+    let link = remote.link(ROUND_TRIP, GIGABIT);
     let mount = lab.mount(remote, [&digest]);
     let before = remote.proxy.bytes().1;
     work::read_all(&mount.at("part0"));
@@ -107,8 +128,11 @@ pub fn overfetch(lab: &Lab, remote: &Remote) -> String {
     let came = remote.proxy.bytes().1 - before;
     mount.stop();
     let read = (LARGE / 8) as f64;
+    let theirs = rclone_fetches(lab, remote, link, read, |root| {
+        work::read_all(&root.join("part0"));
+    });
     format!(
-        "{:.3} ({:.3} on the wire) | ",
+        "{:.3} ({:.3} on the wire) | {theirs}",
         fetched as f64 / read,
         came as f64 / read
     )
@@ -130,7 +154,7 @@ fn settled(lab: &Lab) -> u64 {
 /// Bytes fetched for each byte of the chunks that 1,000 random reads touch: those of a mount that fetches nothing ahead.
 pub fn random(lab: &Lab, remote: &Remote) -> String {
     let digest = lab.large();
-    remote.link(ROUND_TRIP, GIGABIT);
+    let link = remote.link(ROUND_TRIP, GIGABIT);
     let fetched = |prefetch: &str| {
         let mount = lab.mount(remote, ["--prefetch", prefetch, &digest]);
         work::random(&mount.at("file"), work::random_pages(PAGES));
@@ -138,18 +162,26 @@ pub fn random(lab: &Lab, remote: &Remote) -> String {
         mount.stop();
         fetched as f64
     };
-    format!("{:.3} | ", fetched("auto") / fetched("off"))
+    let (ours, needed) = (fetched("auto"), fetched("off"));
+    let theirs = rclone_fetches(lab, remote, link, needed, |root| {
+        work::random(&root.join("file"), work::random_pages(PAGES));
+    });
+    format!("{:.3} | {theirs}", ours / needed)
 }
 
 /// Bytes fetched for each byte needed, with sixteen readers of one file.
 pub fn readers(lab: &Lab, remote: &Remote) -> String {
     let digest = lab.large();
-    remote.link(ROUND_TRIP, GIGABIT);
+    let link = remote.link(ROUND_TRIP, GIGABIT);
     let mount = lab.mount(remote, [&digest]);
     work::at_once(vec![mount.at("part0"); 16]);
     let fetched = settled(lab);
     mount.stop();
-    format!("{:.3} | ", fetched as f64 / (LARGE / 8) as f64)
+    let needed = (LARGE / 8) as f64;
+    let theirs = rclone_fetches(lab, remote, link, needed, |root| {
+        work::at_once(vec![root.join("part0"); 16]);
+    });
+    format!("{:.3} | {theirs}", fetched as f64 / needed)
 }
 
 /// The most memory of its own that the mount takes, above `--memory`, in MiB.
@@ -164,8 +196,20 @@ pub fn memory(lab: &Lab, remote: &Remote) -> String {
         .map(|part| mount.at(&format!("part{part}")))
         .collect();
     work::at_once(paths);
-    let most = watch.most() as f64 / f64::from(1 << 20);
+    let large = watch.most();
     mount.stop();
+    // And many small ones, with the profile of what was read of them.
+    let digest = super::small::small(lab);
+    let mut most = large;
+    for _ in 0..2 {
+        let memory = format!("{BUDGET}MiB");
+        let mount = lab.remount(remote, ["--memory", &memory, &digest]);
+        let watch = Watch::start(mount.child.id());
+        work::shell(&mount.path, super::small::CAT);
+        most = most.max(watch.most());
+        mount.stop();
+    }
+    let most = most as f64 / f64::from(1 << 20);
     format!("{:+.0} MiB | ", most - BUDGET as f64)
 }
 

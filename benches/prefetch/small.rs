@@ -10,7 +10,7 @@ use super::{
 
 const ROUND_TRIP: u64 = 20;
 
-fn small(lab: &Lab) -> String {
+pub fn small(lab: &Lab) -> String {
     lab.tree("small", |source| {
         for number in 0..SMALL_FILES {
             let dir = source.join(format!("d{}", number / 100));
@@ -64,7 +64,7 @@ pub fn find(lab: &Lab, remote: &Remote) -> String {
     format!("{trips:.1} ({took:.2} s, and {near:.2} s without the distance) | {theirs}")
 }
 
-const CAT: &str = "find . -type f -print0 | xargs -0 cat";
+pub const CAT: &str = "find . -type f -print0 | xargs -0 cat";
 
 /// The time of a walk that reads everything, over that of `castore fetch`.
 pub fn cat(lab: &Lab, remote: &Remote) -> String {

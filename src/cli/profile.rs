@@ -213,10 +213,10 @@ fn record(args: &Record) -> anyhow::Result<std::process::ExitCode> {
     let place = mountpoint.display().to_string();
     let mut words = args.command.iter().map(|word| word.replace("{}", &place));
     let program = words.next().unwrap_or_default();
-    let ran = Command::new(&program)
-        .args(words)
-        .env("CASTORE_MOUNT", &mountpoint)
-        .status();
+    let mut command = Command::new(&program);
+    command.args(words).env("CASTORE_MOUNT", &mountpoint);
+    // What was read until it was interrupted is kept, and the mount is taken down.
+    let ran = runtime::run(command);
     // The profile is kept when the mount ends.
     let unmount = castore("unmount").arg(&mountpoint).status()?;
     let status = ran.with_context(|| format!("{program:?} cannot be run"))?;

@@ -1,5 +1,7 @@
 use std::future::Future;
 
+use tokio::signal::unix::{SignalKind, signal};
+
 /// Runs a command's future to its end. The only place that blocks on one.
 pub(super) fn block_on<T>(future: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -50,4 +52,15 @@ fn subscriber() -> Subscriber {
                 .unwrap_or_else(|_| tracing::level_filters::LevelFilter::INFO.into()),
         );
     tracing_subscriber::fmt().with_env_filter(filter)
+}
+
+/// Runs a command to its end. An interrupt from the terminal (Ctrl-C) is for it, and does not end this process.
+///
+/// # Errors
+/// When it cannot be started.
+pub(super) fn run(mut command: std::process::Command) -> anyhow::Result<std::process::ExitStatus> {
+    block_on(async {
+        let _swallowed = signal(SignalKind::interrupt())?;
+        Ok(tokio::task::spawn_blocking(move || command.status()).await??)
+    })
 }

@@ -235,7 +235,7 @@ impl Scheduler {
 
     /// Drops all that waits; what was fetched and not read counts as wasted.
     pub(super) fn close(&self) {
-        self.state().queue = Queue::default();
+        self.cancel(|_| true);
         self.ledger.close();
     }
 

@@ -212,3 +212,52 @@ fn nothing_is_replayed_offline() {
     assert!((1..=2).contains(&missed), "{counters:?}");
     mount.stop();
 }
+
+/// What was last used before the profile was recorded makes room for it, and nothing else does.
+#[test]
+#[ignore = "needs /dev/fuse"]
+fn it_takes_the_place_of_what_is_older_alone() {
+    let far = Far::new(|source| {
+        for number in 0..5_u64 {
+            noise(&source.join(format!("f{number}")), number, 8 << 20);
+        }
+    });
+    let fill = || {
+        far.scratch.clear_cache();
+        let args = ["--prefetch", "off", "--profile", "off"];
+        let mount = far.mount(&[&args[..], &["--cache-size", "32MiB"]].concat());
+        for number in 0..3 {
+            read_file(&mount, &far, &format!("f{number}"));
+        }
+        mount.stop();
+    };
+    let mount = far.mount(&[]);
+    read_file(&mount, &far, "f3");
+    read_file(&mount, &far, "f4");
+    mount.stop();
+    let file = far.scratch.path("profile");
+    let file = file.to_str().unwrap();
+    far.scratch.ok(["profile", "export", &far.root, file]);
+    // Times are in seconds.
+    let second = || std::thread::sleep(std::time::Duration::from_millis(1100));
+    fill();
+    second();
+    far.scratch.ok(["profile", "import", file]);
+    let mount = far.mount(&[]);
+    support::eventually("the profile's files", || {
+        far.counters()["prefetch_profile_bytes"] == 16 << 20
+    });
+    mount.stop();
+    fill();
+    far.scratch.ok(["profile", "import", file]);
+    second();
+    let mount = far.mount(&["--prefetch", "off", "--profile", "off"]);
+    for number in 0..3 {
+        read_file(&mount, &far, &format!("f{number}"));
+    }
+    mount.stop();
+    let mount = far.mount(&[]);
+    let counters = far.settled();
+    assert_eq!(counters["evicted_bytes"], 0, "{counters:?}");
+    mount.stop();
+}

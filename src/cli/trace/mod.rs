@@ -10,7 +10,6 @@ use std::{
 };
 
 use anyhow::{Context, anyhow};
-use tokio::signal::unix::{SignalKind, signal};
 
 use super::{
     control::{self, Request, Switched},
@@ -102,13 +101,8 @@ fn watch(args: &Args) -> anyhow::Result<ExitCode> {
     if let [program, words @ ..] = &args.command[..] {
         let mut command = Command::new(program);
         command.args(words);
-        let status = runtime::block_on(async {
-            // Ctrl-C is for the command; what was seen until then is drawn.
-            let _swallowed = signal(SignalKind::interrupt())?;
-            let status = tokio::task::spawn_blocking(move || command.status()).await?;
-            anyhow::Ok(status?)
-        });
-        let status = status.with_context(|| format!("{program:?} cannot be run"))?;
+        // What was seen until it was interrupted is drawn.
+        let status = runtime::run(command).with_context(|| format!("{program:?} cannot be run"))?;
         let code = status.code().and_then(|code| u8::try_from(code).ok());
         return Ok(code.unwrap_or(1).into());
     }
