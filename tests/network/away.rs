@@ -166,7 +166,8 @@ fn the_next_remote_takes_over_and_the_first_comes_back() {
         proxy.port(),
         second.address
     );
-    let mount = scratch.mount(["--timeout", "5s", "--remote", &remotes, &root]);
+    let wait = ["--timeout", "5s", "--prefetch", "off"];
+    let mount = scratch.mount(wait.into_iter().chain(["--remote", &remotes, &root]));
     let read = |seed: u64| {
         let content = fs::read(mount.at(&format!("f{seed}"))).unwrap();
         assert!(content == tree::noise(seed, 10_000));
