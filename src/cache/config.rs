@@ -27,7 +27,7 @@ pub struct Bandwidth {
 /// Why a text is no bandwidth.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{0:?} is no bandwidth; write bytes a second, such as 10MiB, or prefetch:10MiB for what is fetched ahead alone"
+    "{0:?} is no bandwidth; write bytes a second with B, KiB, MiB or GiB, such as 10MiB, or prefetch:10MiB for what is fetched ahead alone"
 )]
 pub struct BandwidthError(String);
 
@@ -44,7 +44,10 @@ impl FromStr for Bandwidth {
             };
             let rate = rate.trim_end_matches("/s");
             match rate.parse() {
-                Ok(Quota::Bytes(bytes)) if bytes > 0 && limit.is_none() => *limit = Some(bytes),
+                // Without a unit, most people would mean something else than bytes.
+                Ok(Quota::Bytes(bytes)) if bytes > 0 && limit.is_none() && rate.ends_with('B') => {
+                    *limit = Some(bytes);
+                }
                 _ => return Err(error()),
             }
         }
@@ -224,8 +227,8 @@ mod tests {
         assert_eq!("1MiB".parse(), of(Some(1 << 20), None));
         assert_eq!("2KiB/s".parse(), of(Some(2 << 10), None));
         assert_eq!("prefetch:5B".parse(), of(None, Some(5)));
-        assert_eq!("10KiB,prefetch:5".parse(), of(Some(10 << 10), Some(5)));
-        for text in ["", "0", "5%", "1MB", "1,2", "prefetch:", "all:5"] {
+        assert_eq!("10KiB,prefetch:5B".parse(), of(Some(10 << 10), Some(5)));
+        for text in ["", "0B", "10", "5%", "1MB", "1B,2B", "prefetch:", "all:5"] {
             assert!(text.parse::<Bandwidth>().is_err(), "{text}");
         }
     }

@@ -321,7 +321,6 @@ impl Cache {
             false => self.in_line(chunk.size, urgency).await,
         };
         let share = self.memory.reserve(chunk.size, ahead).await;
-        self.stats().add(Counter::Misses, 1);
         let size = Some(chunk.size);
         self.throttle.pass(chunk.size, urgency, self.opened).await;
         let begun = self.pace().begin(self.opened.elapsed());
@@ -333,6 +332,9 @@ impl Cache {
             }
             Err(error) => return Err(self.failed(chunk.digest, error)),
         };
+        if urgency.is_reader() {
+            self.stats().add(Counter::Misses, 1);
+        }
         let now = self.opened.elapsed();
         self.pace().done(begun, now, bytes.len() as u64);
         Ok(self.take_in(blob, position, chunk.digest, bytes, share))

@@ -70,7 +70,10 @@ impl Room {
 
     /// Bytes that fit beside the `data` bytes there are.
     pub(super) fn spare(&self, data: u64) -> u64 {
-        let by_quota = self.quota.saturating_sub(data + self.other + self.slack());
+        // The index grows with what is fetched, and its log before that.
+        let margin = (self.quota / 8).max((self.quota / 4).min(4 << 20));
+        let taken = data + self.other + self.slack() + margin;
+        let by_quota = self.quota.saturating_sub(taken);
         let by_disk = self.filesystem.free.saturating_sub(self.min_free);
         by_quota.min(by_disk)
     }

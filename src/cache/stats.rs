@@ -33,7 +33,7 @@ macro_rules! counters {
 counters! {
     MemoryHits "memory_hits" "Slices of reads answered from memory"
     DiskHits "disk_hits" "Slices of reads answered from mapped data files"
-    Misses "misses" "Chunks that had to be fetched from a remote"
+    Misses "misses" "Chunks from a remote that a reader had to wait for"
     DirectoryMisses "directory_misses" "Directories that had to be fetched from a remote"
     FetchedBytes "fetched_bytes" "Bytes of chunks that came from a remote"
     WrittenBytes "written_bytes" "Bytes written to data files"

@@ -56,10 +56,10 @@ pub(super) enum Request {
     Status,
     /// To show another tree: a root as on the command line.
     Switch(String),
-    /// To begin to note what is read.
+    /// To begin to note what is read; answers with a number.
     TraceStart,
-    /// And to tell.
-    TraceStop,
+    /// And to tell, if no other has begun since.
+    TraceStop(u64),
 }
 
 /// What a mount answers when it was asked to switch: a message, or why not.
@@ -69,8 +69,8 @@ pub(super) type Switched = Result<String, String>;
 #[async_trait]
 pub(super) trait Mounted: Send + Sync + 'static {
     fn status(&self) -> MountStatus;
-    fn trace(&self);
-    fn traced(&self) -> Trace;
+    fn trace(&self) -> u64;
+    fn traced(&self, number: u64) -> Option<Trace>;
     async fn switch(&self, root: &str) -> anyhow::Result<String>;
 }
 
@@ -127,11 +127,8 @@ async fn answer(
     };
     let json = match request {
         Request::Status => serde_json::to_vec(&mounted.status())?,
-        Request::TraceStart => {
-            mounted.trace();
-            serde_json::to_vec(&Switched::Ok(String::new()))?
-        }
-        Request::TraceStop => serde_json::to_vec(&mounted.traced())?,
+        Request::TraceStart => serde_json::to_vec(&mounted.trace())?,
+        Request::TraceStop(number) => serde_json::to_vec(&mounted.traced(number))?,
         Request::Switch(root) => {
             let switched: Switched = mounted
                 .switch(&root)

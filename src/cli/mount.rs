@@ -280,12 +280,12 @@ impl Mounted for Served {
         }
     }
 
-    fn trace(&self) {
-        self.fs.prefetch().trace();
+    fn trace(&self) -> u64 {
+        self.fs.prefetch().trace()
     }
 
-    fn traced(&self) -> Trace {
-        self.fs.prefetch().traced()
+    fn traced(&self, number: u64) -> Option<Trace> {
+        self.fs.prefetch().traced(number)
     }
 
     async fn switch(&self, root: &str) -> anyhow::Result<String> {
@@ -295,7 +295,10 @@ impl Mounted for Served {
         let (shown, digest) = shown(&root, open::root(&self.cache, &root).await?)?;
         let tree = tree(&shown);
         let names = self.fs.switch(shown).await?;
-        self.fs.prefetch().show(tree, profile::name_of(&root));
+        match tree {
+            Some(tree) => self.fs.prefetch().show(tree, profile::name_of(&root)),
+            None => self.fs.prefetch().show_none(),
+        }
         // Waits for the kernel, which may wait for a look-up that waits for a remote.
         tokio::task::spawn_blocking(move || entries.forget(&names)).await?;
         let mut status = self.status();
@@ -357,7 +360,13 @@ async fn serve(
         What::Root(root) => profile::name_of(root),
         What::Names | What::StorePaths => None,
     };
-    fs.prefetch().show(tree, name);
+    match tree {
+        Some(tree) => {
+            args.prefetch.check(cache, &tree).await?;
+            fs.prefetch().show(tree, name);
+        }
+        None => fs.prefetch().show_none(),
+    }
     let following = Arc::clone(&fs);
     let metrics = match args.metrics {
         Some(at) => Some(serve_metrics(at, cache, &fs).await?),
@@ -447,12 +456,16 @@ fn shown(root: &RootRef, node: Node) -> anyhow::Result<(Root, Option<String>)> {
     })
 }
 
-/// What profiles are kept of; a single file has none.
+/// What is shown, for those who fetch it ahead; `None`: a symlink.
 fn tree(shown: &Root) -> Option<Tree> {
     match shown {
         Root::Directory { digest, .. } => Some(Tree::Directory(*digest)),
         Root::Names => Some(Tree::Names),
         Root::StorePaths => Some(Tree::StorePaths),
+        Root::Single {
+            node: Node::File { digest, size, .. },
+            ..
+        } => Some(Tree::File(*digest, *size)),
         Root::Single { .. } => None,
     }
 }

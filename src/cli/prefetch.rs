@@ -1,9 +1,12 @@
 use std::{fs, path::PathBuf, str::FromStr, sync::Arc};
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use clap::Args;
 
-use crate::prefetch::{Mode, Profile, Profiles, Settings};
+use crate::{
+    cache::Cache,
+    prefetch::{Mode, Profile, Profiles, Settings, Tree, node_at},
+};
 
 /// What is fetched before anybody asks for it.
 #[derive(Debug, Clone, Args)]
@@ -19,7 +22,7 @@ pub(super) struct PrefetchArgs {
         value_name = "WHAT",
         default_value = "auto"
     )]
-    prefetch: What,
+    prefetch: Vec<What>,
 
     /// What is done with profiles of what was read: off, auto, record or a file
     ///
@@ -102,17 +105,50 @@ impl PrefetchArgs {
     }
 
     /// Whether a part of one tree is to be fetched.
-    pub(super) const fn fills(&self) -> bool {
-        matches!(self.prefetch, What::Tree | What::Paths(_))
+    pub(super) fn fills(&self) -> bool {
+        let mut whats = self.prefetch.iter();
+        whats.any(|what| matches!(what, What::Tree | What::Paths(_)))
+    }
+
+    /// What was given, perhaps in several parts.
+    fn mode(&self) -> anyhow::Result<Mode> {
+        let mut paths = Vec::new();
+        for what in &self.prefetch {
+            let mode = match what {
+                What::Off => Mode::Off,
+                What::Auto => Mode::Auto,
+                What::Tree => Mode::Tree,
+                What::Paths(more) => {
+                    paths.extend(more.iter().cloned());
+                    continue;
+                }
+            };
+            if self.prefetch.len() > 1 {
+                bail!(
+                    "--prefetch: off, auto and tree stand alone; paths can be given several times"
+                );
+            }
+            return Ok(mode);
+        }
+        Ok(Mode::Paths(paths.into()))
+    }
+
+    /// Whether the tree has the paths that were given.
+    pub(super) async fn check(&self, cache: &Arc<Cache>, tree: &Tree) -> anyhow::Result<()> {
+        let Mode::Paths(paths) = self.mode()? else {
+            return Ok(());
+        };
+        for path in paths.iter().filter(|_| !cache.is_offline()) {
+            if node_at(cache, tree, path).await.is_none() {
+                let path = String::from_utf8_lossy(path);
+                bail!("--prefetch: the tree has no path {path:?}, or it cannot be had");
+            }
+        }
+        Ok(())
     }
 
     pub(super) fn settings(&self) -> anyhow::Result<Settings> {
-        let mode = match &self.prefetch {
-            What::Off => Mode::Off,
-            What::Auto => Mode::Auto,
-            What::Tree => Mode::Tree,
-            What::Paths(paths) => Mode::Paths(paths.clone().into()),
-        };
+        let mode = self.mode()?;
         let profiles = match &self.profile {
             Use::Off => Profiles::Off,
             Use::Auto => Profiles::Auto,

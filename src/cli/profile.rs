@@ -1,8 +1,10 @@
 use std::{
+    ffi::{OsStr, OsString},
     fs,
     io::Write,
+    os::unix::ffi::{OsStrExt, OsStringExt},
     path::{Path, PathBuf},
-    process::{Command, ExitStatus},
+    process::Command,
     sync::Arc,
 };
 
@@ -67,7 +69,7 @@ struct Export {
     /// A digest, a name or a Nix store path; all or nix for mounts of those
     root: String,
 
-    /// Where to write it [default: to stdout]
+    /// Where to write it; - is stdout [default: -]
     file: Option<PathBuf>,
 
     #[command(flatten)]
@@ -80,6 +82,7 @@ struct Export {
 /// Take a profile from a file: the next mount of its tree, or of its name, uses it
 #[derive(Debug, clap::Args)]
 struct Import {
+    /// The file; - is stdin
     file: PathBuf,
 
     /// Take it for this tree instead of the one that it names
@@ -117,7 +120,7 @@ struct Record {
     cache: CacheArgs,
 
     #[arg(last = true, required = true, value_name = "COMMAND")]
-    command: Vec<String>,
+    command: Vec<OsString>,
 }
 
 pub(super) fn run(args: &Args) -> anyhow::Result<std::process::ExitCode> {
@@ -149,12 +152,7 @@ fn show(args: &Show) -> anyhow::Result<()> {
 
 fn export(args: &Export) -> anyhow::Result<()> {
     let profile = kept(&args.cache, &args.remotes, &args.root)?;
-    match &args.file {
-        Some(file) => fs::write(file, profile.to_text())
-            .with_context(|| format!("{file:?} cannot be written"))?,
-        None => std::io::stdout().write_all(profile.to_text().as_bytes())?,
-    }
-    Ok(())
+    write(args.file.as_deref().unwrap_or(Path::new("-")), &profile)
 }
 
 fn import(args: &Import) -> anyhow::Result<()> {
@@ -189,6 +187,19 @@ fn record(args: &Record) -> anyhow::Result<std::process::ExitCode> {
         (None, Some(temporary)) => temporary.0.clone(),
         (None, None) => bail!("no mount point"),
     };
+    if let Some(output) = args
+        .output
+        .as_ref()
+        .filter(|output| *output != Path::new("-"))
+    {
+        // Told before anything is run.
+        fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(output)
+            .with_context(|| format!("{output:?} cannot be written"))?;
+    }
+    let before = kept(&args.cache, &args.remotes, &args.root).ok();
     let itself = std::env::current_exe().context("this program cannot be found")?;
     let remotes = args.remotes.addresses()?.join("\n");
     let cache_dir = std::path::absolute(args.cache.dir())?;
@@ -210,8 +221,10 @@ fn record(args: &Record) -> anyhow::Result<std::process::ExitCode> {
     if !mount.success() {
         bail!("{} cannot be mounted", args.root);
     }
-    let place = mountpoint.display().to_string();
-    let mut words = args.command.iter().map(|word| word.replace("{}", &place));
+    let mut words = args
+        .command
+        .iter()
+        .map(|word| with_place(word, mountpoint.as_os_str()));
     let program = words.next().unwrap_or_default();
     let mut command = Command::new(&program);
     command.args(words).env("CASTORE_MOUNT", &mountpoint);
@@ -223,19 +236,40 @@ fn record(args: &Record) -> anyhow::Result<std::process::ExitCode> {
     if !unmount.success() {
         bail!("{mountpoint:?} cannot be unmounted; its profile is kept when it is");
     }
-    let profile = kept(&args.cache, &args.remotes, &args.root)?;
-    let (files, bytes) = summary(&profile.entries);
-    eprintln!("{files} files, {}", BinaryBytes(bytes));
-    if let Some(output) = &args.output {
-        fs::write(output, profile.to_text())
-            .with_context(|| format!("{output:?} cannot be written"))?;
+    let profile = kept(&args.cache, &args.remotes, &args.root).ok();
+    match profile.filter(|profile| Some(profile) != before.as_ref()) {
+        Some(profile) => {
+            let (files, bytes) = summary(&profile.entries);
+            eprintln!("{files} files, {}", BinaryBytes(bytes));
+            if let Some(output) = &args.output {
+                write(output, &profile)?;
+            }
+        }
+        None => eprintln!("nothing else was read than before; the profile is what it was"),
     }
-    Ok(code(status))
+    Ok(runtime::code(status))
 }
 
-fn code(status: ExitStatus) -> std::process::ExitCode {
-    let code = status.code().and_then(|code| u8::try_from(code).ok());
-    code.unwrap_or(1).into()
+/// With the place of the mount for each `{}`.
+fn with_place(word: &OsStr, place: &OsStr) -> OsString {
+    let (mut out, mut rest) = (Vec::new(), word.as_bytes());
+    while let Some(at) = rest.windows(2).position(|two| two == b"{}") {
+        out.extend_from_slice(&rest[..at]);
+        out.extend_from_slice(place.as_bytes());
+        rest = &rest[at + 2..];
+    }
+    out.extend_from_slice(rest);
+    OsString::from_vec(out)
+}
+
+/// Writes a profile into a file, or to stdout for `-`.
+fn write(file: &Path, profile: &Profile) -> anyhow::Result<()> {
+    let text = profile.to_text();
+    match file == Path::new("-") {
+        true => std::io::stdout().write_all(text.as_bytes())?,
+        false => fs::write(file, text).with_context(|| format!("{file:?} cannot be written"))?,
+    }
+    Ok(())
 }
 
 /// The profile that is kept of a tree.
@@ -270,10 +304,12 @@ async fn tree(cache: &Arc<Cache>, root: &str) -> anyhow::Result<(String, Option<
     if let RootRef::Digest(digest) = root {
         return Ok((Tree::Directory(digest).key(), None));
     }
-    let Node::Directory { digest, .. } = open::root(cache, &root).await? else {
-        bail!("{root} is one file, of which no profile is kept");
+    let (Node::Directory { digest, .. } | Node::File { digest, .. }) =
+        open::root(cache, &root).await?
+    else {
+        bail!("{root} is a symlink, of which no profile is kept");
     };
-    Ok((Tree::Directory(digest).key(), name_of(&root)))
+    Ok((digest.to_string(), name_of(&root)))
 }
 
 /// The name by which a profile is found for another tree.

@@ -1,4 +1,4 @@
-use std::future::Future;
+use std::{future::Future, os::unix::process::ExitStatusExt};
 
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -54,13 +54,38 @@ fn subscriber() -> Subscriber {
     tracing_subscriber::fmt().with_env_filter(filter)
 }
 
-/// Runs a command to its end. An interrupt from the terminal (Ctrl-C) is for it, and does not end this process.
+/// Runs a command to its end. An interrupt from the terminal (Ctrl-C) is for it, and does not end this process; a request to
+/// end is handed on to it.
 ///
 /// # Errors
 /// When it cannot be started.
 pub(super) fn run(mut command: std::process::Command) -> anyhow::Result<std::process::ExitStatus> {
     block_on(async {
         let _swallowed = signal(SignalKind::interrupt())?;
-        Ok(tokio::task::spawn_blocking(move || command.status()).await??)
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut child = command.spawn()?;
+        let pid = i32::try_from(child.id())
+            .ok()
+            .and_then(rustix::process::Pid::from_raw);
+        let mut ended = tokio::task::spawn_blocking(move || child.wait());
+        loop {
+            tokio::select! {
+                status = &mut ended => return Ok(status??),
+                _ = terminate.recv() => {
+                    if let Some(pid) = pid {
+                        let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+                    }
+                }
+            }
+        }
     })
+}
+
+/// The exit status that a shell gives for that of a command.
+pub(super) fn code(status: std::process::ExitStatus) -> std::process::ExitCode {
+    let signal = status.signal().map(|signal| 128 + signal);
+    let code = status.code().or(signal);
+    code.and_then(|code| u8::try_from(code).ok())
+        .unwrap_or(1)
+        .into()
 }

@@ -37,7 +37,7 @@ pub use self::{
     kind::Kind,
     profile::{Entry, Profile, ProfileError},
     profiler::{Profiles, summary},
-    replay::Tree,
+    replay::{Tree, node_at},
     tracer::{Event, Trace, TracedFile, What},
     walk::Place,
 };
@@ -141,13 +141,9 @@ impl Prefetch {
         }
     }
 
-    /// The mount shows a tree from now on, or a single file; `name` is what it is called, where it is by a name.
-    pub fn show(&self, tree: Option<Tree>, name: Option<String>) {
+    /// The mount shows a tree from now on; `name` is what it is called, where it is by a name.
+    pub fn show(&self, tree: Tree, name: Option<String>) {
         let stop = self.stop_filling();
-        let Some(tree) = tree else {
-            self.profiler.show_none();
-            return;
-        };
         self.profiler.show(tree.clone(), name);
         let paths = match &self.mode {
             Mode::Off | Mode::Auto => return,
@@ -158,6 +154,12 @@ impl Prefetch {
         self.scheduler.runtime().spawn(async move {
             fill::fill(&cache, &scheduler, &tree, paths.as_deref(), &stop).await;
         });
+    }
+
+    /// The mount shows nothing that can be fetched ahead.
+    pub fn show_none(&self) {
+        self.stop_filling();
+        self.profiler.show_none();
     }
 
     /// Notes a read that has come here, and wants what is likely to come after it.
@@ -179,8 +181,9 @@ impl Prefetch {
         if read.blob.manifest().chunks().len() > 1 {
             self.follow(read, waits);
         }
-        // Each file once, as it is begun.
-        if read.offset == 0 && (waits || met.is_some()) {
+        // Each file once, as it is begun; who reads what a profile says has no need of more.
+        let is_foreseen = matches!(met, Some(Source::Profile | Source::Tree));
+        if read.offset == 0 && !is_foreseen && (waits || met.is_some()) {
             let digest = read.blob.digest();
             let size = read.blob.manifest().size();
             let walk = if let Some(Source::Walk(walk)) = met {
@@ -216,15 +219,15 @@ impl Prefetch {
         }
     }
 
-    /// Begins to note what happens.
-    pub fn trace(&self) {
-        self.scheduler.tracer.start();
+    /// Begins to note what happens, and gives the number of the trace.
+    pub fn trace(&self) -> u64 {
+        self.scheduler.tracer.start()
     }
 
-    /// What happened since.
+    /// What happened since; `None` when another trace has begun meanwhile.
     #[must_use]
-    pub fn traced(&self) -> Trace {
-        self.scheduler.tracer.stop()
+    pub fn traced(&self, number: u64) -> Option<Trace> {
+        self.scheduler.tracer.stop(number)
     }
 
     /// A file is not open any more: what was wanted for its readers is not.

@@ -39,6 +39,8 @@ const MATCHING: usize = 4;
 #[derive(Debug, Clone)]
 pub enum Tree {
     Directory(Digest),
+    /// A single file, with its size in bytes.
+    File(Digest, u64),
     Names,
     StorePaths,
 }
@@ -48,7 +50,7 @@ impl Tree {
     #[must_use]
     pub fn key(&self) -> String {
         match self {
-            Self::Directory(digest) => digest.to_string(),
+            Self::Directory(digest) | Self::File(digest, _) => digest.to_string(),
             Self::Names => "all".to_owned(),
             Self::StorePaths => "nix".to_owned(),
         }
@@ -235,6 +237,12 @@ impl Walked {
             Some(at) => (&path[..at], &path[at + 1..]),
             None => (&path[..0], path),
         };
+        if above.is_empty() && !matches!(tree, Tree::Directory(_)) {
+            return match node_at(cache, tree, path).await? {
+                (Node::File { digest, size, .. }, _) if size > 0 => Some((digest, size)),
+                _ => None,
+            };
+        }
         let (directory, closure) = match self.directory {
             Some(known) if self.path == above => known,
             _ => {
@@ -252,27 +260,46 @@ impl Walked {
 }
 
 /// The node at a path, and the root of a closure that has it. No path is the tree's root, or none where that is made of names.
-pub(super) async fn node_at(
-    cache: &Arc<Cache>,
-    tree: &Tree,
-    path: &[u8],
-) -> Option<(Node, Digest)> {
-    let directory = |digest| Node::Directory { digest, size: 0 };
+pub async fn node_at(cache: &Arc<Cache>, tree: &Tree, path: &[u8]) -> Option<(Node, Digest)> {
     let (above, name) = match path.iter().rposition(|byte| *byte == b'/') {
         Some(at) => (&path[..at], &path[at + 1..]),
-        None if path.is_empty() => {
-            let (digest, closure) = directory_at(cache, tree, path).await?;
-            return Some((directory(digest), closure));
-        }
         None => (&path[..0], path),
     };
-    if above.is_empty() && !matches!(tree, Tree::Directory(_)) {
+    if let Tree::File(digest, size) = *tree {
+        let node = Node::File {
+            digest,
+            size,
+            executable: false,
+        };
+        return above.is_empty().then_some((node, Digest::empty()));
+    }
+    if path.is_empty() {
         let (digest, closure) = directory_at(cache, tree, path).await?;
-        return Some((directory(digest), closure));
+        return Some((Node::Directory { digest, size: 0 }, closure));
+    }
+    if above.is_empty() && !matches!(tree, Tree::Directory(_)) {
+        let node = named(cache, tree, Name::new(name.to_vec()).ok()?).await?;
+        let closure = match node {
+            Node::Directory { digest, .. } => digest,
+            Node::File { .. } | Node::Symlink { .. } => Digest::empty(),
+        };
+        return Some((node, closure));
     }
     let (digest, closure) = directory_at(cache, tree, above).await?;
     let found = cache.directory(digest, closure).await.ok()?;
     Some((found.get(name)?.clone(), closure))
+}
+
+/// What a name stands for where the root is made of names.
+async fn named(cache: &Arc<Cache>, tree: &Tree, name: Name) -> Option<Node> {
+    match tree {
+        Tree::StorePaths => {
+            let path = StorePath::from_basename(name).ok()?;
+            cache.store_path(&path).await.ok()
+        }
+        Tree::Names => cache.root(&name).await.ok(),
+        Tree::Directory(_) | Tree::File(..) => None,
+    }
 }
 
 async fn directory_at(cache: &Arc<Cache>, tree: &Tree, path: &[u8]) -> Option<(Digest, Digest)> {
@@ -281,16 +308,10 @@ async fn directory_at(cache: &Arc<Cache>, tree: &Tree, path: &[u8]) -> Option<(D
         .filter(|name| !name.is_empty());
     let mut at = match tree {
         Tree::Directory(digest) => *digest,
+        Tree::File(..) => return None,
         Tree::Names | Tree::StorePaths => {
             let name = Name::new(names.next()?.to_vec()).ok()?;
-            let node = match tree {
-                Tree::StorePaths => {
-                    let path = StorePath::from_basename(name).ok()?;
-                    cache.store_path(&path).await.ok()?
-                }
-                Tree::Names | Tree::Directory(_) => cache.root(&name).await.ok()?,
-            };
-            let Node::Directory { digest, .. } = node else {
+            let Node::Directory { digest, .. } = named(cache, tree, name).await? else {
                 return None;
             };
             digest

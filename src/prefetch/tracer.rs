@@ -3,7 +3,7 @@ use std::{
     ops::Range,
     sync::{
         Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Instant,
 };
@@ -19,12 +19,15 @@ const EVENTS: usize = 200_000;
 #[derive(Debug, Default)]
 pub(super) struct Tracer {
     on: AtomicBool,
+    next: AtomicU64,
     /// The lock is held for a look only.
     state: Mutex<Option<State>>,
 }
 
 #[derive(Debug)]
 struct State {
+    /// Which of all traces it is.
+    number: u64,
     began: Instant,
     files: HashMap<Digest, usize>,
     trace: Trace,
@@ -73,21 +76,25 @@ pub enum What {
 }
 
 impl Tracer {
-    /// Begins anew.
-    pub(super) fn start(&self) {
+    /// Begins anew, and gives the number of the trace.
+    pub(super) fn start(&self) -> u64 {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
         *self.state() = Some(State {
+            number,
             began: Instant::now(),
             files: HashMap::new(),
             trace: Trace::default(),
         });
         self.on.store(true, Ordering::Relaxed);
+        number
     }
 
-    /// What was seen since it began.
-    pub(super) fn stop(&self) -> Trace {
+    /// What was seen since it began; `None` when another one has begun since.
+    pub(super) fn stop(&self, number: u64) -> Option<Trace> {
+        let mut state = self.state();
+        let ended = state.take_if(|state| state.number == number)?;
         self.on.store(false, Ordering::Relaxed);
-        let state = self.state().take();
-        state.map(|state| state.trace).unwrap_or_default()
+        Some(ended.trace)
     }
 
     pub(super) fn is_on(&self) -> bool {

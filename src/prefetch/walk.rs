@@ -163,7 +163,10 @@ impl Walks {
                 .iter()
                 .any(|seen| seen.above == place.above && in_order(seen.above_at, above_at));
         let (mut whole, misses) = match &before {
-            Some(seen) => (seen.whole, seen.misses + usize::from(seen.at != at)),
+            Some(seen) => {
+                let out_of_order = seen.at != at && !in_order(seen.at, at);
+                (seen.whole, seen.misses + usize::from(out_of_order))
+            }
             None => (false, 1),
         };
         let mut files = Vec::new();
@@ -172,7 +175,8 @@ impl Walks {
             let bytes = files.iter().map(|(_, size)| *size);
             let bytes = bytes.fold(0, u64::saturating_add);
             whole = bytes <= WHOLE && files.len() <= WHOLE_FILES
-                || bytes <= WHOLE * misses as u64 && files.len() <= ONE_IN * misses;
+                || bytes <= (WHOLE * misses as u64).min(most_bytes)
+                    && files.len() <= ONE_IN * misses;
         }
         let fetch_whole = whole && !files.is_empty();
         state.seen.push_back(Seen {

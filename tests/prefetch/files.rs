@@ -205,3 +205,22 @@ fn random_small_files_of_a_large_directory_come_alone() {
     assert_eq!(counters["fetched_bytes"], 6 * 3000, "{counters:?}");
     mount.stop();
 }
+
+/// One who goes through a large directory in order gets what comes next, and not all of it.
+#[test]
+#[ignore = "needs /dev/fuse"]
+fn a_walk_fetches_twice_as_much_as_is_read() {
+    let far = Far::new(|source| {
+        for number in 0..400_u64 {
+            noise(&source.join(format!("f{number:03}")), number, 20_000);
+        }
+    });
+    far.link(10, None);
+    let mount = far.mount(&[]);
+    for number in 0..50 {
+        read_file(&mount, &far, &format!("f{number:03}"));
+    }
+    let counters = far.settled();
+    assert!(counters["fetched_bytes"] <= 200 * 20_000, "{counters:?}");
+    mount.stop();
+}

@@ -71,6 +71,8 @@ fn what_was_read_is_fetched_by_the_next_mount() {
             12 * 2000,
             "{counters:?}"
         );
+        // Who reads what the profile says has no need of more.
+        assert_eq!(counters["prefetch_siblings_bytes"], 0, "{counters:?}");
         mount.stop();
         // What was not read has been wasted, once the mount has ended.
         let status = far.scratch.ok(["status", "--json"]);
@@ -259,5 +261,49 @@ fn it_takes_the_place_of_what_is_older_alone() {
     let mount = far.mount(&[]);
     let counters = far.settled();
     assert_eq!(counters["evicted_bytes"], 0, "{counters:?}");
+    mount.stop();
+}
+
+#[test]
+#[ignore = "needs /dev/fuse"]
+fn a_file_that_is_a_root_is_replayed_too() {
+    let far = Far::new(|source| noise(&source.join("x"), 1, 10));
+    let file = far.scratch.path("source/x");
+    noise(&file, 5, 3 << 20);
+    let import = ["import", "--name", "single", file.to_str().unwrap()];
+    far.scratch.ok(import);
+    for args in [&["--all"][..], &["single"]] {
+        far.scratch.run(["status"]);
+        let mount = |more: &[&str]| {
+            let remote = ["--remote", &far.address];
+            far.scratch.mount([&remote[..], more, args].concat())
+        };
+        let first = mount(&[]);
+        let path = first.at("single");
+        let read = support::within(support::DEADLINE, "the read", move || {
+            fs::read(path).unwrap()
+        });
+        assert_eq!(read, fs::read(&file).unwrap());
+        first.stop();
+        let profile = far.scratch.path("profile");
+        let root = if args == ["--all"] { "all" } else { "single" };
+        let profile = profile.to_str().unwrap();
+        far.scratch
+            .ok(["profile", "export", "--remote", &far.address, root, profile]);
+        far.scratch.clear_cache();
+        let second = mount(&["--profile", profile]);
+        let counters = far.settled();
+        assert_eq!(
+            counters["prefetch_profile_bytes"],
+            3 << 20,
+            "{args:?} {counters:?}"
+        );
+        second.stop();
+        far.scratch.clear_cache();
+    }
+    let mount = far
+        .scratch
+        .mount(["--remote", &far.address, "--prefetch", "tree", "single"]);
+    assert_eq!(far.settled()["prefetch_tree_bytes"], 3 << 20);
     mount.stop();
 }

@@ -37,6 +37,22 @@ fn a_trace_shows_what_was_read_and_fetched() {
         "1s",
     ]);
     assert!(said.contains("nothing is mounted"), "{said}");
+    // One that another one has taken over says so.
+    let second = format!("castore=$0; $castore trace {at} --for 10ms -o /dev/null");
+    let output = far.scratch.path("first.svg");
+    let binary = env!("CARGO_BIN_EXE_castore");
+    let said = far.scratch.fails([
+        "trace",
+        at,
+        "--output",
+        output.to_str().unwrap(),
+        "--",
+        "sh",
+        "-c",
+        &second,
+        binary,
+    ]);
+    assert!(said.contains("another trace"), "{said}");
     mount.stop();
     // The events of a cold read.
     far.scratch.clear_cache();

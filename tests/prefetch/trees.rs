@@ -45,13 +45,25 @@ fn a_tree_is_filled_in_the_background() {
 #[ignore = "needs /dev/fuse"]
 fn and_so_are_paths_of_it() {
     let far = two_parts();
-    let mount = far.mount(&["--prefetch", "bin,/nowhere"]);
+    let mount = far.mount(&["--prefetch", "bin"]);
     support::eventually("the path", || {
         far.counters()["fetched_bytes"] == 3 * MIB + 1000
     });
     assert_eq!(far.settled()["fetched_bytes"], 3 * MIB + 1000);
-    let log = mount.stop();
-    assert!(log.contains("nowhere"), "{log}");
+    mount.stop();
+    let (remote, mnt) = (&far.address, far.scratch.mnt());
+    let mount = [
+        "mount",
+        "--remote",
+        remote,
+        &far.root,
+        mnt.to_str().unwrap(),
+    ];
+    let fails = |prefetch: &[&str]| far.scratch.fails(mount.iter().chain(prefetch));
+    let said = fails(&["--prefetch", "bin,/nowhere"]);
+    assert!(said.contains("nowhere"), "{said}");
+    let said = fails(&["--prefetch", "bin", "--prefetch", "tree"]);
+    assert!(said.contains("stand alone"), "{said}");
     let said = far.scratch.fails(["mount", "--prefetch", "../x", "a", "b"]);
     assert!(said.contains("no path of the tree"), "{said}");
     let said = far

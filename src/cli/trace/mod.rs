@@ -9,10 +9,10 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, anyhow};
+use anyhow::Context;
 
 use super::{
-    control::{self, Request, Switched},
+    control::{self, Request},
     mountpoint, runtime,
 };
 use crate::{
@@ -55,18 +55,25 @@ pub(super) struct Args {
 
     /// What to run meanwhile
     #[arg(last = true, value_name = "COMMAND")]
-    command: Vec<String>,
+    command: Vec<std::ffi::OsString>,
 }
 
 pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     runtime::log_to_stderr();
     let path = mountpoint::absolute(&args.mountpoint)?;
     let (dir, pid) = control::find(&path, args.cache_dir.as_deref())?;
-    let started: Switched = control::ask_one(&dir, pid, &Request::TraceStart, ANSWER_WITHIN)?;
-    started.map_err(|reason| anyhow!(reason))?;
+    // Told before anything is run.
+    fs::OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(&args.output)
+        .with_context(|| format!("{:?} cannot be written", args.output))?;
+    let number: u64 = control::ask_one(&dir, pid, &Request::TraceStart, ANSWER_WITHIN)?;
     let watched = watch(args);
-    let trace: Trace = control::ask_one(&dir, pid, &Request::TraceStop, ANSWER_WITHIN)
-        .context("the mount has ended meanwhile")?;
+    let trace: Option<Trace> =
+        control::ask_one(&dir, pid, &Request::TraceStop(number), ANSWER_WITHIN)
+            .context("the mount has ended meanwhile")?;
+    let trace = trace.context("another trace of this mount has begun meanwhile")?;
     let code = watched?;
     let is_json = args
         .output
@@ -103,8 +110,7 @@ fn watch(args: &Args) -> anyhow::Result<ExitCode> {
         command.args(words);
         // What was seen until it was interrupted is drawn.
         let status = runtime::run(command).with_context(|| format!("{program:?} cannot be run"))?;
-        let code = status.code().and_then(|code| u8::try_from(code).ok());
-        return Ok(code.unwrap_or(1).into());
+        return Ok(runtime::code(status));
     }
     runtime::block_on(async {
         let interrupted = tokio::signal::ctrl_c();
