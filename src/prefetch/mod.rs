@@ -177,9 +177,12 @@ impl Prefetch {
             return;
         }
         let met = self.meet(read);
-        let waits = !read.missing.is_empty();
+        // What is on disk and only has to be verified first is not missing, nor is what is on its way.
+        let mut missing = read.missing.iter();
+        let waits = missing.any(|position| !self.cache.is_near(read.blob, *position));
         if read.blob.manifest().chunks().len() > 1 {
-            self.follow(read, waits);
+            let may_be_new = met.is_some() || !read.missing.is_empty();
+            self.follow(read, may_be_new, waits);
         }
         // Each file once, as it is begun; who reads what a profile says has no need of more.
         let is_foreseen = matches!(met, Some(Source::Profile | Source::Tree));
@@ -278,10 +281,10 @@ impl Prefetch {
         first
     }
 
-    /// Wants what comes next in a file.
-    fn follow(&self, read: &Read<'_>, waits: bool) {
+    /// Wants what comes next in a file; of one whose readers are not followed yet if it may have something to fetch.
+    fn follow(&self, read: &Read<'_>, may_be_new: bool, waits: bool) {
         let digest = read.blob.digest();
-        let cursors = match waits {
+        let cursors = match may_be_new {
             true => self.cursors.get_with(digest, Arc::default),
             // Of a file in which nothing is missed nothing is to be fetched.
             false => match self.cursors.get(&digest) {

@@ -31,7 +31,7 @@ const ONE_IN: usize = 16;
 /// Directories in which reads are remembered, and walks that are followed.
 const REMEMBERED: usize = 64;
 /// Files that are looked at in one go, when nearly all are here already; other tasks have their turn after so many.
-const LOOKED_AT: usize = 4096;
+const LOOKED_AT: usize = 1024;
 const YIELD: usize = 64;
 /// Directories that a walk may find empty on its way to the next file.
 const EMPTY: usize = 4096;

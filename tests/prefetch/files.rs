@@ -224,3 +224,33 @@ fn a_walk_fetches_twice_as_much_as_is_read() {
     assert!(counters["fetched_bytes"] <= 200 * 20_000, "{counters:?}");
     mount.stop();
 }
+
+/// What is cached and was not verified yet, because the cache is another directory by now, makes nobody look for what to fetch.
+#[test]
+#[ignore = "needs /dev/fuse"]
+fn what_is_cached_is_not_missed() {
+    let far = Far::new(|source| {
+        for number in 0..60_u64 {
+            noise(&source.join(format!("f{number:02}")), number, 3000);
+        }
+    });
+    let read_all = |mount: &support::Mount| {
+        for number in 0..30 {
+            read_file(mount, &far, &format!("f{number:02}"));
+        }
+    };
+    let mount = far.mount(&["--prefetch", "off", "--profile", "off"]);
+    read_all(&mount);
+    mount.stop();
+    let (cache, moved) = (far.scratch.path("cache"), far.scratch.path("moved"));
+    let mut copy = std::process::Command::new("cp");
+    copy.arg("-r").arg(&cache).arg(&moved);
+    assert!(copy.status().unwrap().success());
+    fs::remove_dir_all(&cache).unwrap();
+    fs::rename(&moved, &cache).unwrap();
+    let mount = far.mount(&["--profile", "off"]);
+    read_all(&mount);
+    let counters = far.settled();
+    assert_eq!(counters["fetched_bytes"], 0, "{counters:?}");
+    mount.stop();
+}
