@@ -103,10 +103,6 @@ pub(super) async fn fill(
         }
         pause = (pause * 2).min(AGAIN_AT_MOST);
     }
-    if stop.load(Ordering::Relaxed) {
-        // What was wanted while it was being stopped.
-        scheduler.cancel(|source| *source == Source::Tree);
-    }
 }
 
 /// Asks for what is missing, once; true when nothing was.
@@ -153,6 +149,9 @@ async fn pass(
                 }
                 Node::File { digest, size, .. } if size > 0 => {
                     is_complete &= want(cache, scheduler, &mut spare, digest, size, stop).await;
+                    if spare.full.is_some() {
+                        return false;
+                    }
                 }
                 Node::File { .. } | Node::Symlink { .. } => {}
             }
@@ -178,7 +177,7 @@ async fn want(
         tokio::time::sleep(LOOK_AGAIN).await;
     }
     let outstanding = || scheduler.outstanding(Kind::Tree, Source::Tree);
-    if !spare.take(cache, missing, outstanding).await {
+    if !spare.take(cache, missing, outstanding).await || stop.load(Ordering::Relaxed) {
         return false;
     }
     let job = Job::File {

@@ -18,7 +18,7 @@ const MOST: usize = 256;
 const REMEMBERED: usize = 1024;
 
 /// Requests under way at once.
-const AT_ONCE: usize = 32;
+const AT_ONCE: usize = 256;
 
 /// Which children of a directory were asked for.
 #[derive(Debug)]
@@ -79,9 +79,13 @@ impl Listings {
                 continue;
             };
             if cache.directory_at_hand(digest).is_none() {
-                let (cache, places) = (Arc::clone(cache), Arc::clone(&self.places));
+                // Where there is no place, it is asked for when somebody looks at it.
+                let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else {
+                    return;
+                };
+                let cache = Arc::clone(cache);
                 runtime.spawn(async move {
-                    let _place = places.acquire().await;
+                    let _place = place;
                     // A failure is told to whoever asks for it.
                     let _ = cache.directory(digest, closure).await;
                 });
@@ -95,11 +99,12 @@ impl Asked {
     fn next(&mut self, position: usize, count: usize) -> Range<usize> {
         let from = (position + 1).min(count);
         if position < self.positions.start || position > self.positions.end {
-            // Another reader, or one who has gone elsewhere.
+            // Another reader, or one who has gone elsewhere: whether in order, the next look will tell.
             *self = Self {
                 positions: position..from,
                 ..Self::default()
             };
+            return from..from;
         }
         if self.positions.end > from + self.len / 2 {
             return from..from;
@@ -125,8 +130,9 @@ mod tests {
         assert_eq!(asked.next(1, 1000), 2..2);
         assert_eq!(asked.next(8, 1000), 17..41);
         assert_eq!(asked.next(999, 1000), 1000..1000);
-        // From the beginning, once more.
-        assert_eq!(asked.next(0, 1000), 1..17);
+        // From elsewhere, it takes a second look.
+        assert_eq!(asked.next(100, 1000), 101..101);
+        assert_eq!(asked.next(101, 1000), 102..118);
     }
 
     proptest! {

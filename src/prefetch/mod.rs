@@ -26,9 +26,12 @@ mod tracer;
 mod walk;
 mod window;
 
-use std::sync::{
-    Arc, Mutex, PoisonError,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    collections::HashSet,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use moka::{policy::EvictionPolicy, sync::Cache as Bounded};
@@ -236,7 +239,7 @@ impl Prefetch {
     /// A file is not open any more: what was wanted for its readers is not.
     pub fn closed(&self, file: Digest) {
         self.cursors.invalidate(&file);
-        self.scheduler.closed(file);
+        self.scheduler.closed(&HashSet::from([file]));
     }
 
     /// Nobody reads any more.

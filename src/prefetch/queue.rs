@@ -107,6 +107,10 @@ impl<S: Copy + Eq + Hash, K: Copy + Eq + Hash, J> Queue<S, K, J> {
 
     /// Drops what sources wanted.
     pub(super) fn cancel(&mut self, is_cancelled: impl Fn(&S) -> bool) {
+        let mut sources = self.lanes.iter().flat_map(|lane| lane.jobs.keys());
+        if !sources.any(&is_cancelled) {
+            return;
+        }
         self.known.retain(|_, (_, source)| !is_cancelled(source));
         for lane in &mut self.lanes {
             lane.turns.retain(|source| !is_cancelled(source));

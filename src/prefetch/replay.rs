@@ -171,6 +171,9 @@ impl Replay {
             if missing == 0 || !spare.take(cache, missing, outstanding).await {
                 continue;
             }
+            if self.is_stopped() {
+                break;
+            }
             let job = Job::File {
                 digest,
                 size,
@@ -183,10 +186,6 @@ impl Replay {
             tokio::time::sleep(LOOK_AGAIN).await;
         }
         self.runs.store(false, Ordering::Relaxed);
-        if self.is_stopped() {
-            // What was wanted while it was being stopped.
-            scheduler.cancel(|source| *source == Source::Profile);
-        }
     }
 
     fn state(&self) -> std::sync::MutexGuard<'_, State> {

@@ -1,5 +1,5 @@
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     ops::Range,
     sync::{
         Arc, Mutex, PoisonError, Weak,
@@ -278,10 +278,10 @@ impl Scheduler {
         state.files.insert(file, Instant::now());
     }
 
-    /// Nobody reads a file any more.
-    pub(super) fn closed(&self, file: Digest) {
-        self.state().files.remove(&file);
-        self.cancel(|source| matches!(source, Source::File(of, _) if *of == file));
+    /// Nobody reads these files any more.
+    pub(super) fn closed(&self, files: &HashSet<Digest>) {
+        self.state().files.retain(|file, _| !files.contains(file));
+        self.cancel(|source| matches!(source, Source::File(file, _) if files.contains(file)));
     }
 
     /// Nobody wants anything for these sources any more. What somebody waits for goes on.
@@ -304,9 +304,9 @@ impl Scheduler {
     }
 
     /// Files that nobody has read for a while.
-    fn idle(&self) -> Vec<Digest> {
+    fn idle(&self) -> HashSet<Digest> {
         if self.cache.waiting_readers() > 0 {
-            return Vec::new(); // It may be one of those.
+            return HashSet::new(); // It may be one of those.
         }
         let state = self.state();
         let idle = state.files.iter().filter(|(_, read)| read.elapsed() > IDLE);
@@ -330,8 +330,9 @@ impl Scheduler {
             }
             if cleaned.elapsed() > IDLE / 5 {
                 cleaned = Instant::now();
-                for file in scheduler.idle() {
-                    scheduler.closed(file);
+                let idle = scheduler.idle();
+                if !idle.is_empty() {
+                    scheduler.closed(&idle);
                 }
             }
             let is_idle = matches!(more, Next::Nothing);
@@ -369,7 +370,8 @@ impl Scheduler {
             let disturbs = state.waited.is_some_and(|at| at.elapsed() < STAND_BACK);
             let probe = if is_queueing { 0 } else { cost };
             let full = state.cost.saturating_add(cost) > product.saturating_add(probe);
-            if readers > 0 || !first && (disturbs || full) {
+            let many = state.running.len() >= REQUESTS;
+            if readers > 0 || !first && (disturbs || full || many) {
                 return Next::Later;
             }
         } else {
@@ -452,7 +454,9 @@ impl Scheduler {
                     .map(|slice| slice.index)
                     .filter(|position| !self.cache.is_near(&blob, *position))
                     .collect();
-                if let [only] = wanted[..] {
+                if let [only] = wanted[..]
+                    && size <= ONE_CHUNK
+                {
                     return self.fetch_chunk(kind, source, &blob, only).await;
                 }
                 // Its turn has come, and so has that of its parts: before what was wanted after it.

@@ -171,12 +171,12 @@ impl Walks {
         };
         let mut files = Vec::new();
         if before.as_ref().is_some_and(|seen| seen.at != at) && !whole {
-            files = small_files(&directory);
-            let bytes = files.iter().map(|(_, size)| *size);
-            let bytes = bytes.fold(0, u64::saturating_add);
-            whole = bytes <= WHOLE && files.len() <= WHOLE_FILES
-                || bytes <= (WHOLE * misses as u64).min(most_bytes)
-                    && files.len() <= ONE_IN * misses;
+            let most = (WHOLE * misses as u64).min(most_bytes).max(WHOLE);
+            let most_files = (ONE_IN * misses).max(WHOLE_FILES);
+            if let Some(found) = small_files(&directory, most, most_files) {
+                files = found;
+                whole = true;
+            }
         }
         let fetch_whole = whole && !files.is_empty();
         state.seen.push_back(Seen {
@@ -304,16 +304,21 @@ pub(super) fn of_beginning(size: u64) -> Range<u64> {
     0..size.min(OF_ONE)
 }
 
-/// The files of a directory that are worth fetching together.
-fn small_files(directory: &Directory) -> Vec<(Digest, u64)> {
-    let files = directory
-        .entries()
-        .iter()
-        .filter_map(|entry| match entry.node {
-            Node::File { digest, size, .. } if size > 0 => Some((digest, size)),
-            Node::File { .. } | Node::Directory { .. } | Node::Symlink { .. } => None,
-        });
-    files.collect()
+/// The files of a directory, `None` where they have more bytes or are more than that.
+fn small_files(directory: &Directory, bytes: u64, count: usize) -> Option<Vec<(Digest, u64)>> {
+    let (mut files, mut sum) = (Vec::new(), 0_u64);
+    for entry in directory.entries() {
+        if let Node::File { digest, size, .. } = entry.node
+            && size > 0
+        {
+            sum = sum.saturating_add(size);
+            if sum > bytes || files.len() == count {
+                return None;
+            }
+            files.push((digest, size));
+        }
+    }
+    Some(files)
 }
 
 impl Frontier {
