@@ -37,8 +37,8 @@ impl Booked {
     /// When `takes` may begin that a reader waits for.
     fn reader(&mut self, now: Duration, takes: Duration) -> Duration {
         let start = self.readers.max(now);
-        self.readers = start + takes;
-        self.all = self.all.max(now) + takes;
+        self.readers = start.saturating_add(takes);
+        self.all = self.all.max(now).saturating_add(takes);
         start
     }
 
@@ -47,7 +47,7 @@ impl Booked {
         if self.all > now + BURST {
             return Some(self.all.saturating_sub(BURST));
         }
-        self.all = self.all.max(now) + takes;
+        self.all = self.all.max(now).saturating_add(takes);
         None
     }
 }
@@ -78,8 +78,7 @@ impl Throttle {
 
 impl Line {
     async fn pass(&self, bytes: u64, urgency: &Urgency, opened: Instant, is_for_all: bool) {
-        #[expect(clippy::cast_precision_loss, reason = "a time to wait")]
-        let takes = Duration::from_secs_f64(bytes as f64 / self.rate as f64);
+        let takes = self.takes(bytes);
         loop {
             let now = opened.elapsed();
             if urgency.is_reader() {
@@ -99,6 +98,12 @@ impl Line {
             )
             .await;
         }
+    }
+
+    /// For how long `bytes` take the line; they are what a manifest says, which may be anything.
+    #[expect(clippy::cast_precision_loss, reason = "a time to wait")]
+    fn takes(&self, bytes: u64) -> Duration {
+        Duration::try_from_secs_f64(bytes as f64 / self.rate as f64).unwrap_or(Duration::MAX)
     }
 
     fn booked(&self) -> std::sync::MutexGuard<'_, Booked> {
@@ -128,6 +133,21 @@ mod tests {
             booked.ahead(2 * second, second),
             Some((4 * second).saturating_sub(BURST))
         );
+    }
+
+    #[test]
+    fn no_size_is_too_large() {
+        let line = Line {
+            rate: 1,
+            state: Mutex::default(),
+        };
+        let takes = line.takes(u64::MAX);
+        let mut booked = Booked::default();
+        assert_eq!(booked.ahead(Duration::ZERO, takes), None);
+        for _ in 0..2 {
+            booked.reader(Duration::from_secs(1), takes);
+        }
+        assert!(booked.ahead(Duration::from_secs(2), takes).is_some());
     }
 
     proptest! {

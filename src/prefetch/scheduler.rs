@@ -243,11 +243,12 @@ impl Scheduler {
     pub(super) fn outstanding(&self, kind: Kind, source: Source) -> u64 {
         let (budget, free) = self.cache.ahead();
         let state = self.state();
-        let waiting: u64 = state.queue.jobs_of(kind).map(Job::bytes).sum();
+        let waiting = state.queue.jobs_of(kind).map(Job::bytes);
         let running = state.running.values();
         let running = running.filter(|running| running.source == source);
-        let running: u64 = running.map(|running| running.bytes).sum();
-        waiting + running + budget.saturating_sub(free)
+        let bytes = waiting.chain(running.map(|running| running.bytes));
+        // Sizes are what a tree says.
+        bytes.fold(budget.saturating_sub(free), u64::saturating_add)
     }
 
     /// Whether jobs of a kind wait, or are under way for a source.
