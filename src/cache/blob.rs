@@ -15,7 +15,7 @@ use crate::model::{Chunk, Digest, Manifest};
 
 /// A blob up to this size, in bytes, is asked for as one chunk before anybody asks for its manifest: chunking makes no
 /// smaller chunks, so the answer is nearly always there.
-pub(super) const ONE_CHUNK: u64 = 128 << 10;
+pub const ONE_CHUNK: u64 = 128 << 10;
 
 /// A blob: its manifest, and where on disk its chunks lie as far as this process knows.
 #[derive(Debug)]

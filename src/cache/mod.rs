@@ -54,7 +54,7 @@ mod whole;
 mod writer;
 
 pub use at_hand::Cache;
-pub use blob::{Blob, ChunkData, Slice};
+pub use blob::{Blob, ChunkData, ONE_CHUNK, Slice};
 pub use by_digest::Opened;
 pub use config::{
     Bandwidth, BandwidthError, Config, Quota, QuotaError, default_memory, machine_memory,
@@ -64,7 +64,9 @@ pub use error::CacheError;
 pub use fetch::Prefetched;
 
 pub use guard::{GuardError, prepare};
+pub use index::now;
 pub use pace::Pace;
 pub use profiles::StoredProfile;
 pub use readers::Waiting;
 pub use stats::{Counter, Stats, Usage};
+pub use stream_in::STREAMED;

@@ -8,6 +8,8 @@ use super::{Cache, CacheError, index::now, rows, store::Command};
 const KEPT: u32 = 256;
 /// The longest text of one, in bytes.
 const MAX_TEXT: u64 = 64 << 20;
+/// Of zstd.
+const LEVEL: i32 = 3;
 
 /// What a mount has read, as text. The cache does not look into it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,6 +21,14 @@ pub struct StoredProfile {
     /// Seconds since 1970.
     pub recorded_at: u64,
     pub text: String,
+}
+
+/// One that is to be kept.
+pub(super) struct NewProfile {
+    tree: String,
+    name: Option<String>,
+    /// Its text, by zstd.
+    compressed: Vec<u8>,
 }
 
 impl Cache {
@@ -45,9 +55,17 @@ impl Cache {
         .await
     }
 
-    /// Keeps a profile in place of what was kept of its tree. Written in a while, by the writer.
-    pub fn keep_profile(&self, profile: StoredProfile) {
-        self.send(Command::Row(rows::Row::Profile(profile)));
+    /// Keeps a profile, as text, in place of what was kept of its tree. Written in a while, by the writer.
+    pub fn keep_profile(&self, tree: String, name: Option<String>, text: &str) {
+        // Here, and not while the index is locked.
+        match zstd::encode_all(text.as_bytes(), LEVEL) {
+            Ok(compressed) => self.send(Command::Row(rows::Row::Profile(NewProfile {
+                tree,
+                name,
+                compressed,
+            }))),
+            Err(error) => tracing::warn!(%error, tree, "the profile cannot be kept"),
+        }
     }
 }
 
@@ -73,9 +91,7 @@ fn one(
     }))
 }
 
-pub(super) fn insert(connection: &Connection, profile: &StoredProfile) -> rusqlite::Result<()> {
-    let text = zstd::encode_all(profile.text.as_bytes(), 3)
-        .map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))?;
+pub(super) fn insert(connection: &Connection, profile: &NewProfile) -> rusqlite::Result<()> {
     connection
         .prepare_cached(
             "INSERT INTO profiles (tree, name, recorded_at, profile) VALUES (?, ?, ?, ?) \
@@ -85,8 +101,8 @@ pub(super) fn insert(connection: &Connection, profile: &StoredProfile) -> rusqli
         .execute(params![
             profile.tree,
             profile.name,
-            i64::try_from(profile.recorded_at.max(now())).unwrap_or(i64::MAX),
-            text
+            i64::try_from(now()).unwrap_or(i64::MAX),
+            profile.compressed
         ])?;
     connection
         .prepare_cached(

@@ -4,9 +4,9 @@ use bytes::Bytes;
 use rusqlite::Connection;
 
 use super::{
-    Blob, StoredProfile,
+    Blob,
     index::{self, Location},
-    profiles,
+    profiles::{self, NewProfile},
 };
 use crate::{
     model::{Digest, Manifest, Name, Node},
@@ -22,7 +22,7 @@ pub(super) enum Row {
     ForgetName(Arc<str>, Name),
     Damaged(Digest, Location),
     PathInfo(PathInfo),
-    Profile(StoredProfile),
+    Profile(NewProfile),
 }
 
 impl Row {

@@ -11,7 +11,7 @@ use crate::{
 
 /// A blob above this size, in bytes, that its remote does not cut is taken in as a stream and cut here: it may be larger
 /// than memory, and a part of it can be verified and evicted only when the part has a digest.
-pub(super) const STREAMED: u64 = 4 << 20;
+pub const STREAMED: u64 = 4 << 20;
 /// Length of the parts, in bytes.
 const PART: u64 = 1 << 20;
 /// And where they go into segments, each on its own: a chunk of a MiB would have a file to itself.

@@ -19,9 +19,9 @@ use super::{
     runtime,
 };
 use crate::{
-    cache::{Cache, StoredProfile},
+    cache::Cache,
     model::{Node, RootRef},
-    prefetch::{Profile, Tree, summary},
+    prefetch::{Profile, Tree},
 };
 
 /// What mounts have read, for the next mount to fetch ahead
@@ -140,12 +140,11 @@ fn show(args: &Show) -> anyhow::Result<()> {
         true => read_profile(path)?,
         false => kept(&args.cache, &args.remotes, &args.of)?,
     };
-    let (files, bytes) = summary(&profile.entries);
     // A reader that has seen enough is no error.
     let mut out = std::io::stdout().lock();
     let written = out.write_all(profile.to_text().as_bytes());
     if !written.is_err_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe) {
-        eprintln!("{files} files, {}", BinaryBytes(bytes));
+        eprintln!("{}", summary(&profile));
     }
     Ok(())
 }
@@ -162,17 +161,12 @@ fn import(args: &Import) -> anyhow::Result<()> {
         if let Some(root) = &args.root {
             (profile.tree, profile.name) = tree(&cache, root).await?;
         }
-        let (files, bytes) = summary(&profile.entries);
-        let tree = profile.tree.clone();
-        cache.keep_profile(StoredProfile {
-            text: profile.to_text(),
-            tree: profile.tree,
-            name: profile.name,
-            recorded_at: 0,
-        });
+        let summary = format!("{}: {}", profile.tree, summary(&profile));
+        let text = profile.to_text();
+        cache.keep_profile(profile.tree, profile.name, &text);
         cache.sync().await;
         tokio::task::spawn_blocking(move || cache.close()).await?;
-        println!("{tree}: {files} files, {}", BinaryBytes(bytes));
+        println!("{summary}");
         Ok(())
     })
 }
@@ -239,8 +233,7 @@ fn record(args: &Record) -> anyhow::Result<std::process::ExitCode> {
     let profile = kept(&args.cache, &args.remotes, &args.root).ok();
     match profile.filter(|profile| Some(profile) != before.as_ref()) {
         Some(profile) => {
-            let (files, bytes) = summary(&profile.entries);
-            eprintln!("{files} files, {}", BinaryBytes(bytes));
+            eprintln!("{}", summary(&profile));
             if let Some(output) = &args.output {
                 write(output, &profile)?;
             }
@@ -260,6 +253,12 @@ fn with_place(word: &OsStr, place: &OsStr) -> OsString {
     }
     out.extend_from_slice(rest);
     OsString::from_vec(out)
+}
+
+/// What is in a profile, for a person.
+fn summary(profile: &Profile) -> String {
+    let bytes = BinaryBytes(profile.bytes());
+    format!("{} files, {bytes}", profile.files())
 }
 
 /// Writes a profile into a file, or to stdout for `-`.

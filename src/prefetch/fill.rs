@@ -8,9 +8,10 @@ use std::{
 };
 
 use super::{
+    job::{Job, Source},
     kind::Kind,
-    replay::{Tree, node_at},
-    scheduler::{Job, Scheduler, Source},
+    scheduler::Scheduler,
+    tree::{Tree, node_at},
 };
 use crate::{
     cache::Cache,

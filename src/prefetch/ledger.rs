@@ -8,7 +8,7 @@ use std::{
 
 use moka::{notification::RemovalCause, policy::EvictionPolicy, sync::Cache as Bounded};
 
-use super::{kind::Kind, scheduler::Source};
+use super::{job::Source, kind::Kind};
 use crate::{
     cache::{Cache, Counter},
     model::Digest,

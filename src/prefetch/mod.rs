@@ -6,13 +6,16 @@
 //! - [`Profile`]: what was read of a tree; the `profiler` has it recorded (`recorder`) and fetched ahead (`replay`)
 //! - `listing`: directories
 //! - `queue`: what waits to be fetched, in which order
-//! - `scheduler`: how much of it is under way at once
+//! - `scheduler`: how much of it is under way at once; `job` is one thing to fetch, `bring` fetches it
 //! - `fill`: the whole tree, in the background
 //! - `ledger`: what of it was read in the end
+//! - [`Tree`]: what a mount shows, and finding paths in it
 //! - `tracer`: what happened, for somebody who wants to see it
 //! - [`Kind`]: the reasons for fetching ahead, and their counters
 
+mod bring;
 mod fill;
+mod job;
 mod kind;
 mod ledger;
 mod listing;
@@ -23,6 +26,7 @@ mod recorder;
 mod replay;
 mod scheduler;
 mod tracer;
+mod tree;
 mod walk;
 mod window;
 
@@ -36,20 +40,17 @@ use std::{
 
 use moka::{policy::EvictionPolicy, sync::Cache as Bounded};
 
+use self::{
+    job::Source, listing::Listings, profiler::Profiler, scheduler::Scheduler, walk::Walks,
+    window::Cursors,
+};
 pub use self::{
     kind::Kind,
     profile::{Entry, Profile, ProfileError},
-    profiler::{Profiles, summary},
-    replay::{Tree, node_at},
+    profiler::Profiles,
     tracer::{Event, Trace, TracedFile, What},
+    tree::{Tree, node_at},
     walk::Place,
-};
-use self::{
-    listing::Listings,
-    profiler::Profiler,
-    scheduler::{Scheduler, Source},
-    walk::Walks,
-    window::Cursors,
 };
 use crate::{
     cache::{Blob, Cache},

@@ -1,4 +1,4 @@
-use std::{fmt::Write, ops::Range};
+use std::{collections::HashSet, fmt::Write, ops::Range};
 
 use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, percent_encode};
 
@@ -102,6 +102,13 @@ impl Profile {
             );
         }
         text
+    }
+
+    /// How many files its entries name.
+    #[must_use]
+    pub fn files(&self) -> usize {
+        let paths = self.entries.iter().map(|entry| &entry.path);
+        paths.collect::<HashSet<_>>().len()
     }
 
     /// Bytes that its entries name.

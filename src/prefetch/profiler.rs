@@ -1,15 +1,12 @@
 use std::{
     sync::{Arc, Mutex, PoisonError, RwLock, Weak},
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use super::{
-    profile::{Entry, Profile},
-    recorder::Recorder,
-    replay::{Replay, Tree},
-    scheduler::Scheduler,
+    profile::Profile, recorder::Recorder, replay::Replay, scheduler::Scheduler, tree::Tree,
 };
-use crate::cache::{Blob, Cache, StoredProfile};
+use crate::cache::{Blob, Cache, now};
 
 /// What has been recorded is written this often.
 const SAVE_EVERY: Duration = Duration::from_secs(60);
@@ -178,12 +175,8 @@ impl Profiler {
         if shown.before().is_some_and(is_less) {
             return;
         }
-        self.cache.keep_profile(StoredProfile {
-            text: profile.to_text(),
-            tree: profile.tree,
-            name: profile.name,
-            recorded_at: now(),
-        });
+        let text = profile.to_text();
+        self.cache.keep_profile(profile.tree, profile.name, &text);
     }
 
     /// The profile that was kept, and when it was recorded.
@@ -207,12 +200,6 @@ impl Shown {
     }
 }
 
-/// Seconds since 1970.
-fn now() -> u64 {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-    since.map_or(0, |since| since.as_secs())
-}
-
 async fn save_now_and_then(profiler: Weak<Profiler>) {
     loop {
         tokio::time::sleep(SAVE_EVERY).await;
@@ -224,14 +211,4 @@ async fn save_now_and_then(profiler: Weak<Profiler>) {
             None => return,
         }
     }
-}
-
-/// The entries of a profile, for those who show it.
-#[must_use]
-pub fn summary(entries: &[Entry]) -> (usize, u64) {
-    let files: std::collections::HashSet<_> = entries.iter().map(|entry| &entry.path).collect();
-    let bytes = entries
-        .iter()
-        .map(|entry| entry.range.end - entry.range.start);
-    (files.len(), bytes.fold(0, u64::saturating_add))
 }

@@ -12,14 +12,13 @@ use tokio::sync::Notify;
 
 use super::{
     fill::Spare,
+    job::{Job, Source},
     kind::Kind,
     profile::{Entry, Profile},
-    scheduler::{Job, Scheduler, Source},
+    scheduler::Scheduler,
+    tree::{Tree, Walked},
 };
-use crate::{
-    cache::Cache,
-    model::{Digest, Name, Node, StorePath},
-};
+use crate::{cache::Cache, model::Digest};
 
 /// Bytes that are fetched beyond what readers have come to, at the most; and before one has read anything.
 const LEAD: u64 = 256 << 20;
@@ -34,28 +33,6 @@ const LOOK_AGAIN: Duration = Duration::from_millis(5);
 const JUDGED: usize = 64;
 /// … one in so many must have been in the profile, or it is given up.
 const MATCHING: usize = 4;
-
-/// What a mount shows.
-#[derive(Debug, Clone)]
-pub enum Tree {
-    Directory(Digest),
-    /// A single file, with its size in bytes.
-    File(Digest, u64),
-    Names,
-    StorePaths,
-}
-
-impl Tree {
-    /// As profiles name it.
-    #[must_use]
-    pub fn key(&self) -> String {
-        match self {
-            Self::Directory(digest) | Self::File(digest, _) => digest.to_string(),
-            Self::Names => "all".to_owned(),
-            Self::StorePaths => "nix".to_owned(),
-        }
-    }
-}
 
 /// Fetches what a profile says, in its order, ahead of those who read.
 #[derive(Debug, Default)]
@@ -213,116 +190,4 @@ fn wanted(entry: &Entry, digest: Digest, size: u64) -> Option<Range<u64>> {
         entry.range.start..entry.range.end.min(size)
     };
     (!range.is_empty()).then_some(range)
-}
-
-/// The directory that was looked at last: the next path is often in it, too.
-#[derive(Default)]
-struct Walked {
-    path: Vec<u8>,
-    /// Digest and closure.
-    directory: Option<(Digest, Digest)>,
-}
-
-impl Walked {
-    /// The file at a path: its digest and size.
-    async fn find(
-        &mut self,
-        cache: &Arc<Cache>,
-        tree: &Tree,
-        path: &[u8],
-    ) -> Option<(Digest, u64)> {
-        let split = path.iter().rposition(|byte| *byte == b'/');
-        let (above, name) = match split {
-            Some(at) => (&path[..at], &path[at + 1..]),
-            None => (&path[..0], path),
-        };
-        if above.is_empty() && !matches!(tree, Tree::Directory(_)) {
-            return match node_at(cache, tree, path).await? {
-                (Node::File { digest, size, .. }, _) if size > 0 => Some((digest, size)),
-                _ => None,
-            };
-        }
-        let (directory, closure) = match self.directory {
-            Some(known) if self.path == above => known,
-            _ => {
-                let found = directory_at(cache, tree, above).await?;
-                above.clone_into(&mut self.path);
-                *self.directory.insert(found)
-            }
-        };
-        let directory = cache.directory(directory, closure).await.ok()?;
-        match directory.get(name)? {
-            Node::File { digest, size, .. } if *size > 0 => Some((*digest, *size)),
-            Node::File { .. } | Node::Directory { .. } | Node::Symlink { .. } => None,
-        }
-    }
-}
-
-/// The node at a path, and the root of a closure that has it. No path is the tree's root, or none where that is made of names.
-pub async fn node_at(cache: &Arc<Cache>, tree: &Tree, path: &[u8]) -> Option<(Node, Digest)> {
-    let (above, name) = match path.iter().rposition(|byte| *byte == b'/') {
-        Some(at) => (&path[..at], &path[at + 1..]),
-        None => (&path[..0], path),
-    };
-    if let Tree::File(digest, size) = *tree {
-        let node = Node::File {
-            digest,
-            size,
-            executable: false,
-        };
-        return above.is_empty().then_some((node, Digest::empty()));
-    }
-    if path.is_empty() {
-        let (digest, closure) = directory_at(cache, tree, path).await?;
-        return Some((Node::Directory { digest, size: 0 }, closure));
-    }
-    if above.is_empty() && !matches!(tree, Tree::Directory(_)) {
-        let node = named(cache, tree, Name::new(name.to_vec()).ok()?).await?;
-        let closure = match node {
-            Node::Directory { digest, .. } => digest,
-            Node::File { .. } | Node::Symlink { .. } => Digest::empty(),
-        };
-        return Some((node, closure));
-    }
-    let (digest, closure) = directory_at(cache, tree, above).await?;
-    let found = cache.directory(digest, closure).await.ok()?;
-    Some((found.get(name)?.clone(), closure))
-}
-
-/// What a name stands for where the root is made of names.
-async fn named(cache: &Arc<Cache>, tree: &Tree, name: Name) -> Option<Node> {
-    match tree {
-        Tree::StorePaths => {
-            let path = StorePath::from_basename(name).ok()?;
-            cache.store_path(&path).await.ok()
-        }
-        Tree::Names => cache.root(&name).await.ok(),
-        Tree::Directory(_) | Tree::File(..) => None,
-    }
-}
-
-async fn directory_at(cache: &Arc<Cache>, tree: &Tree, path: &[u8]) -> Option<(Digest, Digest)> {
-    let mut names = path
-        .split(|byte| *byte == b'/')
-        .filter(|name| !name.is_empty());
-    let mut at = match tree {
-        Tree::Directory(digest) => *digest,
-        Tree::File(..) => return None,
-        Tree::Names | Tree::StorePaths => {
-            let name = Name::new(names.next()?.to_vec()).ok()?;
-            let Node::Directory { digest, .. } = named(cache, tree, name).await? else {
-                return None;
-            };
-            digest
-        }
-    };
-    let closure = at;
-    for name in names {
-        let directory = cache.directory(at, closure).await.ok()?;
-        let Some(Node::Directory { digest, .. }) = directory.get(name) else {
-            return None;
-        };
-        at = *digest;
-    }
-    Some((at, closure))
 }

@@ -11,13 +11,14 @@ use std::{
 use tokio::{runtime::Handle, sync::Notify, task::AbortHandle};
 
 use super::{
+    job::{Job, Key, Source},
     kind::Kind,
     ledger::Ledger,
     queue::Queue,
-    tracer::{Tracer, What},
+    tracer::Tracer,
 };
 use crate::{
-    cache::{Blob, Cache, CacheError, Pace, Prefetched},
+    cache::{Blob, Cache, Pace},
     model::Digest,
 };
 
@@ -31,10 +32,6 @@ const LEAST: u64 = 512 << 10;
 const JITTER: Duration = Duration::from_millis(20);
 /// Bytes that may be fetched ahead of one reader at the least, where there is memory.
 const AHEAD: u64 = 8 << 20;
-/// A file up to this size, in bytes, is one chunk: what asks for it asks for its bytes. Of a larger one, its parts do.
-const ONE_CHUNK: u64 = 128 << 10;
-/// A blob above this size, in bytes, may come as one stream, and as a whole or not at all.
-const STREAMED: u64 = 4 << 20;
 /// As long as something waits that may not go yet, it is looked at again after this time.
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
 /// A file that nobody has read for this time has been closed, as far as anybody can say: where the kernel opens files by itself,
@@ -45,73 +42,11 @@ const FILES: usize = 1 << 16;
 /// After a reader had to wait, filling a tree stands back for this time.
 const STAND_BACK: Duration = Duration::from_secs(1);
 
-/// For whom something is fetched.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) enum Source {
-    /// A reader of a file, by a number of its own.
-    File(Digest, u32),
-    /// One who goes from file to file.
-    Walk(u64),
-    Profile,
-    Tree,
-}
-
-/// What to fetch.
-#[derive(Debug, Clone)]
-pub(super) enum Job {
-    Chunk(Arc<Blob>, usize),
-    /// A part of a file, as far as its manifest is still to come.
-    File {
-        digest: Digest,
-        size: u64,
-        /// In bytes.
-        range: Range<u64>,
-    },
-}
-
-impl Job {
-    fn bytes(&self) -> u64 {
-        match self {
-            Self::Chunk(blob, position) => blob
-                .manifest()
-                .chunks()
-                .get(*position)
-                .map_or(0, |chunk| chunk.size),
-            Self::File { range, .. } => range.end - range.start,
-        }
-    }
-
-    /// Bytes that come by itself.
-    fn own_bytes(&self) -> u64 {
-        match self {
-            Self::File { size, .. } if *size > ONE_CHUNK => 0,
-            job => job.bytes(),
-        }
-    }
-
-    fn key(&self) -> Option<Key> {
-        match self {
-            Self::Chunk(blob, position) => {
-                let chunk = blob.manifest().chunks().get(*position)?;
-                Some(Key::Chunk(chunk.digest))
-            }
-            Self::File { digest, range, .. } => Some(Key::File(*digest, range.start, range.end)),
-        }
-    }
-}
-
-/// A job is in the queue once: chunks by their digest, files by theirs and the part that is wanted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum Key {
-    Chunk(Digest),
-    File(Digest, u64, u64),
-}
-
 /// Fetches what is wanted ahead, as fast as the line, the memory and the disk take it, and after what readers wait for:
 /// that never comes by here.
 #[derive(Debug)]
 pub(super) struct Scheduler {
-    cache: Arc<Cache>,
+    pub(super) cache: Arc<Cache>,
     runtime: Handle,
     pub(super) ledger: Ledger,
     pub(super) tracer: Tracer,
@@ -175,16 +110,35 @@ impl Scheduler {
         scheduler
     }
 
-    /// Wants something. False when it was wanted already.
-    pub(super) fn push(&self, kind: Kind, source: Source, job: Job) -> bool {
-        let Some(key) = job.key() else {
-            return false;
-        };
-        let is_new = self.state().queue.push(kind, source, key, job);
-        if is_new {
+    /// Wants something.
+    pub(super) fn push(&self, kind: Kind, source: Source, job: Job) {
+        if let Some(key) = job.key()
+            && self.state().queue.push(kind, source, key, job)
+        {
             self.wake.notify_one();
         }
-        is_new
+    }
+
+    /// Wants parts of a file whose turn has come: before what its source wanted after it. `number` is that of the file's own job,
+    /// which may have been cancelled.
+    pub(super) fn push_parts(
+        &self,
+        number: u64,
+        kind: Kind,
+        source: Source,
+        blob: &Arc<Blob>,
+        positions: Vec<usize>,
+    ) {
+        let mut state = self.state();
+        if state.running.get(&number).is_none_or(|job| job.cancelled) {
+            return;
+        }
+        for position in positions.into_iter().rev() {
+            let job = Job::Chunk(Arc::clone(blob), position);
+            if let Some(key) = job.key() {
+                state.queue.push_front(kind, source, key, job);
+            }
+        }
     }
 
     /// Wants chunks of a blob, in this order; those that are near already are left out.
@@ -423,93 +377,6 @@ impl Scheduler {
             }
             running.task = Some(task.abort_handle());
         }
-    }
-
-    async fn fetch(
-        &self,
-        number: u64,
-        kind: Kind,
-        source: Source,
-        job: Job,
-    ) -> Result<(), CacheError> {
-        match job {
-            Job::Chunk(blob, position) => self.fetch_chunk(kind, source, &blob, position).await,
-            Job::File {
-                digest,
-                size,
-                range,
-            } => {
-                let known = self.cache.blob_at_hand(digest, size);
-                if known.is_none() && size > STREAMED && kind != Kind::Tree {
-                    // One that its remote does not cut comes as a whole: too much for what is perhaps not wanted.
-                    if self.cache.manifest_of(digest).await?.is_none() {
-                        return Ok(());
-                    }
-                }
-                let blob = match known {
-                    Some(blob) => blob,
-                    None => self.cache.blob(digest, size).await?,
-                };
-                let slices = blob.manifest().slices(range.start, range.end - range.start);
-                let wanted: Vec<_> = slices
-                    .map(|slice| slice.index)
-                    .filter(|position| !self.cache.is_near(&blob, *position))
-                    .collect();
-                if let [only] = wanted[..]
-                    && size <= ONE_CHUNK
-                {
-                    return self.fetch_chunk(kind, source, &blob, only).await;
-                }
-                // Its turn has come, and so has that of its parts: before what was wanted after it.
-                let mut state = self.state();
-                if state.running.get(&number).is_none_or(|job| job.cancelled) {
-                    return Ok(());
-                }
-                for position in wanted.into_iter().rev() {
-                    let job = Job::Chunk(Arc::clone(&blob), position);
-                    if let Some(key) = job.key() {
-                        state.queue.push_front(kind, source, key, job);
-                    }
-                }
-                Ok(())
-            }
-        }
-    }
-
-    async fn fetch_chunk(
-        &self,
-        kind: Kind,
-        source: Source,
-        blob: &Arc<Blob>,
-        position: usize,
-    ) -> Result<(), CacheError> {
-        let Some(chunk) = blob.manifest().chunks().get(position) else {
-            return Ok(());
-        };
-        // Somebody may have been faster.
-        if self.cache.is_near(blob, position) {
-            return Ok(());
-        }
-        self.ledger.began(chunk.digest, chunk.size, kind, source);
-        let entry = Open(&self.ledger, chunk.digest);
-        if let Prefetched::Came { awaited } = self.cache.prefetch(blob, position).await? {
-            self.ledger.came(chunk.digest, awaited);
-            let range = chunk.offset..chunk.offset + chunk.size;
-            let (file, size) = (blob.digest(), blob.manifest().size());
-            self.tracer
-                .note(file, size, What::Prefetched, range, || None);
-        }
-        drop(entry);
-        Ok(())
-    }
-}
-
-/// An entry of the ledger: what has not come when this is dropped is gone.
-struct Open<'a>(&'a Ledger, Digest);
-
-impl Drop for Open<'_> {
-    fn drop(&mut self) {
-        self.0.gone(self.1);
     }
 }
 

@@ -5,8 +5,9 @@ use std::{
 };
 
 use super::{
+    job::{Job, Source},
     kind::Kind,
-    scheduler::{Job, Scheduler, Source},
+    scheduler::Scheduler,
 };
 use crate::{
     cache::Cache,
