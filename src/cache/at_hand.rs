@@ -23,7 +23,7 @@ use super::{
     writer::Writer,
 };
 use crate::{
-    model::{ChunkSlice, Digest, Directory, Manifest},
+    model::{ChunkSlice, Digest, Manifest},
     remote::{Chain, RemoteStatus},
 };
 
@@ -202,14 +202,6 @@ impl Cache {
     #[must_use]
     pub fn remote_status(&self) -> Vec<RemoteStatus> {
         self.remote.status()
-    }
-
-    #[must_use]
-    pub fn directory_at_hand(&self, digest: Digest) -> Option<Arc<Directory>> {
-        if digest == Digest::empty() {
-            return Some(Arc::default());
-        }
-        self.memory.directories.get(&digest)
     }
 
     /// A blob that is in memory, or a short one of which the index tells all.
