@@ -2,12 +2,12 @@
 
 CARGO ?= cargo
 
-.PHONY: demo test test-long lint bench bench-remote bench-prefetch deny setup servers
+.PHONY: demo test test-long lint bench bench-remote bench-prefetch deny setup servers programs
 
 demo: setup
 	contrib/demo.sh
 
-test: setup servers
+test: setup servers programs
 	@if test -w /dev/fuse && command -v fusermount3 >/dev/null 2>&1; then \
 		set -x; $(CARGO) test --locked --no-fail-fast -- --include-ignored; \
 	else \
@@ -44,6 +44,10 @@ deny:
 # Other people's servers, for the tests: S3, Azure, HTTP, WebDAV. What cannot be installed is reported as ignored.
 servers:
 	@contrib/test-servers.sh $${CARGO_TARGET_DIR:-target}/servers
+
+# Compilers, overlays, debuggers and others that the tests run over mounts. What is missing is reported as ignored.
+programs:
+	@contrib/test-programs.sh
 
 setup:
 	@contrib/setup.sh

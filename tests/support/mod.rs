@@ -218,8 +218,9 @@ pub fn within<T: Send + 'static>(
 /// Whether something is mounted on a path. Does not touch the mount.
 pub fn is_mounted(path: &Path) -> bool {
     let path = path.to_str().unwrap();
-    fs::read_to_string("/proc/self/mountinfo")
-        .unwrap()
+    // Bytes: what is mounted beside it may have a name that is no text.
+    let mounts = fs::read("/proc/self/mountinfo").unwrap();
+    String::from_utf8_lossy(&mounts)
         .lines()
         .any(|line| line.split(' ').nth(4) == Some(path))
 }
