@@ -55,6 +55,11 @@ const HARMLESS: Signals = Signals::of(&[
 const REQUESTS_TO_END: Signals =
     Signals::of(&[libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT]);
 
+/// Whether `/proc` is of this process's PID namespace. In that of another one, the number of a caller is somebody else's.
+pub(super) fn can_look() -> bool {
+    std::fs::read("/proc/self/status").is_ok_and(|status| is_of_one_namespace(&status))
+}
+
 /// Looks at a caller by its thread id.
 pub(super) fn look(caller: u32) -> Verdict {
     if caller == 0 {
@@ -65,6 +70,14 @@ pub(super) fn look(caller: u32) -> Verdict {
         Ok(status) => parse(&status).verdict(),
         Err(_) => Verdict::Unseen,
     }
+}
+
+/// `NSpid` has a number for the namespace of that `/proc` and for each one below it down to the process's own.
+fn is_of_one_namespace(status: &[u8]) -> bool {
+    let mut lines = status.split(|byte| *byte == b'\n');
+    lines
+        .find_map(|line| line.strip_prefix(b"NSpid:"))
+        .is_some_and(|numbers| String::from_utf8_lossy(numbers).split_whitespace().count() == 1)
 }
 
 impl Signals {
@@ -176,6 +189,9 @@ mod tests {
         assert_eq!(status.blocked, Signals(4));
         assert_eq!(status.ignored, Signals(0x1000));
         assert_eq!(status.caught, Signals(0x1_8000_0000));
+        assert!(can_look());
+        assert!(!is_of_one_namespace(b"Pid:\t7\nNSpid:\t7\t1\n"));
+        assert!(!is_of_one_namespace(b""));
         assert_eq!(look(std::process::id()), Verdict::Wait);
         assert_eq!(look(0), Verdict::Unseen);
         assert_eq!(look(u32::MAX), Verdict::Unseen);

@@ -132,8 +132,13 @@ pub(super) async fn watch_callers(pending: Arc<Pending>) {
             if interrupted.is_empty() {
                 break;
             }
+            let can_look = callers::can_look();
             for request in interrupted {
-                let ends = match callers::look(request.caller) {
+                let verdict = match can_look {
+                    true => callers::look(request.caller),
+                    false => Verdict::Unseen,
+                };
+                let ends = match verdict {
                     Verdict::End => true,
                     Verdict::Wait => false,
                     Verdict::Unseen => request.since.elapsed() >= UNSEEN_FOR,
