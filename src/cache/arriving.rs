@@ -84,7 +84,7 @@ impl Cache {
                 Ok(manifest) => {
                     let places = vec![None; manifest.chunks().len()];
                     let blob = Blob::new(digest, manifest, places).verified();
-                    cache.memory.blobs.insert((digest, size), Arc::new(blob));
+                    cache.memory.keep_blob(digest, size, &Arc::new(blob));
                     arriving.end(Ok(()));
                 }
                 Err(error) => {
@@ -92,7 +92,7 @@ impl Cache {
                         shown.set_wrong();
                         cache.was_wrong(digest, &error);
                     }
-                    cache.memory.blobs.invalidate(&(digest, size));
+                    cache.memory.forget_blob(digest, size);
                     arriving.end(Err(error));
                 }
             }

@@ -210,7 +210,7 @@ impl Cache {
     /// A blob that is in memory, or a short one of which the index tells all.
     #[must_use]
     pub fn blob_at_hand(&self, digest: Digest, size: u64) -> Option<Arc<Blob>> {
-        if let Some(blob) = self.memory.blobs.get(&(digest, size))
+        if let Some(blob) = self.memory.blob(digest, size)
             && !blob
                 .as_arriving()
                 .is_some_and(|arriving| arriving.is_over())
@@ -232,7 +232,7 @@ impl Cache {
             return None; // Whoever fetches it starts that.
         }
         let blob = Arc::new(blob);
-        self.memory.blobs.insert((digest, size), Arc::clone(&blob));
+        self.memory.keep_blob(digest, size, &blob);
         Some(blob)
     }
 

@@ -161,10 +161,9 @@ impl Blob {
     }
 
     /// Bytes of memory that it takes, about.
-    pub(super) fn weight(&self) -> u32 {
+    pub(super) fn weight(&self) -> usize {
         let chunk = size_of::<Chunk>() + size_of::<Option<Location>>() + 1;
-        let weight = self.manifest.chunks().len() * chunk + 128;
-        u32::try_from(weight).unwrap_or(u32::MAX)
+        self.manifest.chunks().len() * chunk + size_of::<Self>()
     }
 }
 

@@ -119,8 +119,8 @@ impl Cache {
             Err(error) if is_not_found(&error) => self.stream_in_unsized(digest).await?,
             Err(error) => return Err(error),
         };
-        let key = (digest, manifest.size());
-        if let Some(blob) = self.memory.blobs.get(&key) {
+        let size = manifest.size();
+        if let Some(blob) = self.memory.blob(digest, size) {
             return Ok((blob, None));
         }
         let wanted = manifest.clone();
@@ -128,7 +128,7 @@ impl Cache {
             .query(move |connection| places(connection, &wanted))
             .await?;
         let blob = Arc::new(Blob::new(digest, manifest, places));
-        self.memory.blobs.insert(key, Arc::clone(&blob));
+        self.memory.keep_blob(digest, size, &blob);
         Ok((blob, None))
     }
 

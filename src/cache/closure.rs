@@ -236,9 +236,7 @@ impl Cache {
                 self.huge().insert(root);
             }
             let directory = Arc::new(directory);
-            self.memory
-                .directories
-                .insert(digest, Arc::clone(&directory));
+            self.memory.keep_directory(digest, &directory);
             flight.arrived(digest, &directory);
             self.stats().add(Counter::DirectoryMisses, 1);
             batch_bytes += bytes.len();
@@ -293,9 +291,7 @@ impl Cache {
             .read(|connection| indexed_directory(connection, digest, SHORT))
             .ok()
             .flatten()?;
-        self.memory
-            .directories
-            .insert(digest, Arc::clone(&directory));
+        self.memory.keep_directory(digest, &directory);
         Some(directory)
     }
 
@@ -304,7 +300,7 @@ impl Cache {
         if digest == Digest::empty() {
             return Some(Arc::default());
         }
-        self.memory.directories.get(&digest)
+        self.memory.directory(digest)
     }
 
     /// From memory or from the index.
@@ -319,9 +315,7 @@ impl Cache {
             .query(move |connection| indexed_directory(connection, digest, u64::MAX))
             .await?;
         if let Some(directory) = &found {
-            self.memory
-                .directories
-                .insert(digest, Arc::clone(directory));
+            self.memory.keep_directory(digest, directory);
         }
         Ok(found)
     }

@@ -45,7 +45,7 @@ impl Cache {
                 self.keep_manifest(digest, &now)?;
                 let places = vec![None; now.chunks().len()];
                 let other = Arc::new(Blob::new(digest, now, places));
-                self.memory.blobs.insert((digest, size), other);
+                self.memory.keep_blob(digest, size, &other);
                 return Err(CacheError::Recut { digest });
             }
             Ok(Some(_)) => return Err(not_found.into()),

@@ -51,7 +51,7 @@ impl Cache {
             async move {
                 let blob = cache.find_blob(digest, size).await?;
                 cache.verify_whole(&blob);
-                cache.memory.blobs.insert((digest, size), Arc::clone(&blob));
+                cache.memory.keep_blob(digest, size, &blob);
                 Ok(blob)
             }
         };

@@ -4,9 +4,11 @@ use bytes::Bytes;
 use moka::{policy::EvictionPolicy, sync::Cache};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::Blob;
+use super::{Blob, clock::ClockCache};
 use crate::model::{Digest, Directory};
 
+/// What a cache needs for each value, in bytes: the key, its place, and what moka counts with.
+const BOOKKEEPING: usize = 200;
 /// Bytes of one permit of the budget: a semaphore counts in `u32`.
 const PERMIT: u64 = 1 << 10;
 
@@ -14,9 +16,9 @@ const PERMIT: u64 = 1 << 10;
 #[derive(Debug)]
 pub(super) struct Memory {
     pub(super) chunks: Cache<Digest, Bytes>,
-    pub(super) directories: Cache<Digest, Arc<Directory>>,
+    directories: ClockCache<Digest, Arc<Directory>>,
     /// By digest and size: a tree that lies about a blob's size must not concern one that does not.
-    pub(super) blobs: Cache<(Digest, u64), Arc<Blob>>,
+    blobs: ClockCache<(Digest, u64), Arc<Blob>>,
     /// For bytes that are being fetched or wait for the disk writer.
     in_flight: Arc<Semaphore>,
     permits: u32,
@@ -36,24 +38,37 @@ impl Memory {
                 .max_capacity(quarter)
                 .weigher(|_, bytes: &Bytes| weight(bytes.len()))
                 .build(),
-            // A directory that is walked through is looked at again and again, so the last ones stay whatever their size: at
-            // most two that are larger than half of the share.
-            directories: Cache::builder()
-                .eviction_policy(EvictionPolicy::lru())
-                .max_capacity(quarter)
-                .weigher(move |_, directory: &Arc<Directory>| {
-                    let half = u32::try_from(quarter / 2).unwrap_or(u32::MAX);
-                    weight(directory.weight()).min(half)
-                })
-                .build(),
-            blobs: Cache::builder()
-                .max_capacity(quarter)
-                .weigher(|_, blob: &Arc<Blob>| blob.weight())
-                .build(),
+            directories: ClockCache::new(quarter),
+            blobs: ClockCache::new(quarter),
             in_flight: Arc::new(Semaphore::new(permits as usize)),
             ahead: Arc::new(Semaphore::new((permits / 2).max(1) as usize)),
             permits,
         }
+    }
+
+    pub(super) fn directory(&self, digest: Digest) -> Option<Arc<Directory>> {
+        self.directories.get(&digest)
+    }
+
+    pub(super) fn keep_directory(&self, digest: Digest, directory: &Arc<Directory>) {
+        let weight = directory.weight() + BOOKKEEPING;
+        self.directories
+            .insert(&digest, Arc::clone(directory), weight as u64);
+    }
+
+    /// A blob by its digest and size.
+    pub(super) fn blob(&self, digest: Digest, size: u64) -> Option<Arc<Blob>> {
+        self.blobs.get(&(digest, size))
+    }
+
+    pub(super) fn keep_blob(&self, digest: Digest, size: u64, blob: &Arc<Blob>) {
+        let weight = blob.weight() + BOOKKEEPING;
+        self.blobs
+            .insert(&(digest, size), Arc::clone(blob), weight as u64);
+    }
+
+    pub(super) fn forget_blob(&self, digest: Digest, size: u64) {
+        self.blobs.remove(&(digest, size));
     }
 
     /// Waits until `bytes` more may be in flight. `ahead` is given back with the share. Something larger than the whole budget may be, alone.
@@ -95,6 +110,5 @@ pub(super) struct Share {
 }
 
 fn weight(bytes: usize) -> u32 {
-    // The digest, the entry and the bookkeeping of moka.
-    u32::try_from(bytes + 200).unwrap_or(u32::MAX)
+    u32::try_from(bytes + BOOKKEEPING).unwrap_or(u32::MAX)
 }

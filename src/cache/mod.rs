@@ -3,7 +3,7 @@
 //!
 //! - [`Cache`]: the way in; what is at hand is answered at once (`at_hand`), the rest is fetched (`fetch`)
 //! - `config`, `guard`: what a cache is told, and which directories can be one
-//! - `memory`: the memory tier and its budget
+//! - `memory`: the memory tier and its budget; `clock`: of it, what each request looks at
 //! - `index`: `SQLite` and its schema
 //! - `data_file`, `open_files`, `stamp`: mapped files, and which of their bytes are known to be right
 //! - `writer`: the one thread that writes; `upkeep` is what it does besides; `placing` finds places for chunks, `space` makes room, `rows` is all else
@@ -25,6 +25,7 @@ mod arriving;
 mod at_hand;
 mod blob;
 mod by_digest;
+mod clock;
 mod closure;
 mod complete;
 mod config;
@@ -56,6 +57,7 @@ mod writer;
 pub use at_hand::Cache;
 pub use blob::{Blob, ChunkData, ONE_CHUNK, Slice};
 pub use by_digest::Opened;
+pub use clock::ClockCache;
 pub use config::{
     Bandwidth, BandwidthError, Config, Quota, QuotaError, default_memory, machine_memory,
 };

@@ -73,8 +73,7 @@ impl Cache {
             .unwrap_or_else(PoisonError::into_inner)
             .insert(key(blob.digest(), blob.manifest()));
         self.memory
-            .blobs
-            .invalidate(&(blob.digest(), blob.manifest().size()));
+            .forget_blob(blob.digest(), blob.manifest().size());
         // Nobody may be listening.
         let _ = self.wrong.send(blob.digest());
     }

@@ -38,8 +38,6 @@ use std::{
     },
 };
 
-use moka::{policy::EvictionPolicy, sync::Cache as Bounded};
-
 use self::{
     job::Source, listing::Listings, profiler::Profiler, scheduler::Scheduler, walk::Walks,
     window::Cursors,
@@ -53,7 +51,7 @@ pub use self::{
     walk::Place,
 };
 use crate::{
-    cache::{Blob, Cache},
+    cache::{Blob, Cache, ClockCache},
     model::{Digest, Directory},
 };
 
@@ -107,7 +105,7 @@ pub struct Prefetch {
     cache: Arc<Cache>,
     mode: Mode,
     scheduler: Arc<Scheduler>,
-    cursors: Bounded<Digest, Arc<Mutex<Cursors>>>,
+    cursors: ClockCache<Digest, Arc<Mutex<Cursors>>>,
     walks: Arc<Walks>,
     listings: Listings,
     profiler: Arc<Profiler>,
@@ -135,10 +133,7 @@ impl Prefetch {
             scheduler,
             cache,
             mode,
-            cursors: Bounded::builder()
-                .max_capacity(FOLLOWED)
-                .eviction_policy(EvictionPolicy::lru())
-                .build(),
+            cursors: ClockCache::new(FOLLOWED),
             walks: Arc::default(),
             listings: Listings::default(),
             filling: Mutex::default(),
@@ -239,7 +234,7 @@ impl Prefetch {
 
     /// A file is not open any more: what was wanted for its readers is not.
     pub fn closed(&self, file: Digest) {
-        self.cursors.invalidate(&file);
+        self.cursors.remove(&file);
         self.scheduler.closed(&HashSet::from([file]));
     }
 
@@ -288,13 +283,11 @@ impl Prefetch {
     /// Wants what comes next in a file; of one whose readers are not followed yet if it may have something to fetch.
     fn follow(&self, read: &Read<'_>, may_be_new: bool, waits: bool) {
         let digest = read.blob.digest();
-        let cursors = match may_be_new {
-            true => self.cursors.get_with(digest, Arc::default),
+        let cursors = match self.cursors.get(&digest) {
+            Some(cursors) => cursors,
+            None if may_be_new => self.cursors.get_or_insert(&digest, Arc::default(), 1),
             // Of a file in which nothing is missed nothing is to be fetched.
-            false => match self.cursors.get(&digest) {
-                Some(cursors) => cursors,
-                None => return,
-            },
+            None => return,
         };
         let size = read.blob.manifest().size();
         let end = read.offset.saturating_add(read.len).min(size);
