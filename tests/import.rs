@@ -510,7 +510,7 @@ fn every_help_text_has_an_example() {
             .lines()
             .filter(|line| line.trim_start().starts_with("--"))
         {
-            let option = line.trim().split([' ', '=']).next().unwrap();
+            let option = line.trim().split([' ', '=', '[']).next().unwrap();
             let variable = format!("CASTORE_{}", option[2..].to_uppercase().replace('-', "_"));
             assert!(
                 option == "--help" || help.contains(&variable),

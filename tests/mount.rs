@@ -246,9 +246,9 @@ fn an_old_mount_leaves_a_new_one_alone() {
 
 #[test]
 #[ignore = "needs /dev/fuse"]
-fn unmounting_waits_for_the_cache_also_without_attributes() {
+fn unmounting_waits_for_the_cache() {
     let (scratch, _) = prepared();
-    let mount = Background::start(&scratch, &["--xattr", "false", "tree"]);
+    let mount = Background::start(&scratch, &["tree"]);
     fs::read(scratch.mnt().join("large")).unwrap();
     scratch.ok(["unmount".as_ref(), scratch.mnt().as_os_str()]);
     assert!(!mount.is_alive());

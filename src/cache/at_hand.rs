@@ -17,13 +17,14 @@ use super::{
     flights::Flights,
     index,
     memory::Memory,
+    names::NameFlights,
     readers::{Readers, Waiting},
     store::{Command, Store},
     throttle::Throttle,
     writer::Writer,
 };
 use crate::{
-    model::{ChunkSlice, Digest, Directory, Manifest},
+    model::{ChunkSlice, Digest, Manifest},
     remote::{Chain, RemoteStatus},
 };
 
@@ -44,6 +45,7 @@ pub struct Cache {
     pub(super) streams: Flights<(Digest, u64), Manifest>,
     /// Manifests on their way for somebody who knows no size.
     pub(super) manifests: Flights<Digest, Option<Manifest>>,
+    pub(super) names: NameFlights,
     pub(super) trust_streams: bool,
     /// Closures on their way, by their root. The lock is held for a map operation only.
     pub(super) closures: Mutex<HashMap<Digest, Arc<ClosureFlight>>>,
@@ -105,6 +107,7 @@ impl Cache {
             told: Mutex::default(),
             streams: Flights::default(),
             manifests: Flights::default(),
+            names: NameFlights::default(),
             trust_streams: config.trust_streams,
             wrong: broadcast::channel(64).0,
             stats,
@@ -202,14 +205,6 @@ impl Cache {
     #[must_use]
     pub fn remote_status(&self) -> Vec<RemoteStatus> {
         self.remote.status()
-    }
-
-    #[must_use]
-    pub fn directory_at_hand(&self, digest: Digest) -> Option<Arc<Directory>> {
-        if digest == Digest::empty() {
-            return Some(Arc::default());
-        }
-        self.memory.directories.get(&digest)
     }
 
     /// A blob that is in memory, or a short one of which the index tells all.

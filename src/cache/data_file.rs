@@ -2,6 +2,7 @@ use std::{
     collections::HashMap,
     fs::File,
     io,
+    marker::PhantomData,
     os::unix::fs::FileExt,
     path::Path,
     sync::{
@@ -10,7 +11,7 @@ use std::{
     },
 };
 
-use memmap2::Mmap;
+use memmap2::{MmapOptions, MmapRaw};
 
 use super::{
     index::{self, FileRow},
@@ -24,13 +25,34 @@ use crate::model::Digest;
 pub struct DataFile {
     number: u64,
     file: File,
-    map: Mmap,
+    /// Never read by this process: a page that the disk does not give is SIGBUS, and another process may write to the file. The
+    /// kernel is pointed at it, which answers EFAULT for such a page.
+    map: MmapRaw,
     /// Last use, seconds since 1970.
     used_at: AtomicU64,
     /// Above 0 while this process writes to the file, when a changed stamp means nothing.
     writing: AtomicU32,
     /// The lock is held for a look at the file's metadata or for a map operation, never while its content is read.
     verified: Mutex<Verified>,
+}
+
+/// A part of a mapping, for system calls to read. Invariant: `len` bytes from `start` are mapped for as long as the file is held.
+#[derive(Debug, Clone, Copy)]
+pub struct Mapped<'a> {
+    start: *const u8,
+    len: usize,
+    _file: PhantomData<&'a DataFile>,
+}
+
+impl Mapped<'_> {
+    /// As an argument of `writev(2)`.
+    #[must_use]
+    pub const fn iovec(&self) -> libc::iovec {
+        libc::iovec {
+            iov_base: self.start.cast_mut().cast(),
+            iov_len: self.len,
+        }
+    }
 }
 
 /// Which chunks are known to be right.
@@ -64,10 +86,7 @@ impl DataFile {
         if file.metadata()?.len() != row.length {
             return Err(io::ErrorKind::InvalidData.into());
         }
-        // SAFETY: a mapping must not be read through a reference while somebody writes to it or truncates it. Data
-        // files are never truncated (they are only unlinked) and written ranges never change, and castore itself never
-        // makes a slice of the mapping: the pointer goes to `writev`, for which a failing page is EFAULT.
-        let map = unsafe { Mmap::map(&file)? };
+        let map = MmapOptions::new().map_raw_read_only(&file)?;
         let trusted = row.stamp.as_deref() == Some(&stamp.to_bytes());
         Ok(Self {
             number: row.number,
@@ -91,16 +110,19 @@ impl DataFile {
         &self.file
     }
 
-    /// Where `len` bytes from `offset` are mapped, `None` when the file does not have them. Not to be read through a
-    /// reference: see `open`.
+    /// Where `len` bytes from `offset` are mapped, `None` when the file does not have them.
     #[must_use]
-    pub fn mapped(&self, offset: u64, len: u64) -> Option<*const u8> {
+    pub fn mapped(&self, offset: u64, len: u64) -> Option<Mapped<'_>> {
         let end = offset.checked_add(len)?;
         if end > self.map.len() as u64 {
             return None;
         }
         let offset = usize::try_from(offset).ok()?;
-        Some(self.map.as_ptr().wrapping_add(offset))
+        Some(Mapped {
+            start: self.map.as_ptr().wrapping_add(offset),
+            len: usize::try_from(len).ok()?,
+            _file: PhantomData,
+        })
     }
 
     /// Copies bytes out, by `pread`.

@@ -1,7 +1,10 @@
 use std::{io, path::PathBuf, sync::Arc};
 
 use super::GuardError;
-use crate::{model::Digest, proto::DecodeError, remote::RemoteError};
+use crate::{
+    model::{Digest, DirectoryError},
+    remote::RemoteError,
+};
 
 /// Why the cache could not be opened, or could not give what it was asked for. Cheap to clone: all waiters of one
 /// fetch get the same.
@@ -17,7 +20,7 @@ pub enum CacheError {
     BadDirectory {
         digest: Digest,
         remote: String,
-        cause: DecodeError,
+        cause: DirectoryError,
     },
     #[error("the closure of {root} at {remote} does not have the directory {digest}")]
     IncompleteClosure {

@@ -53,7 +53,7 @@ impl<K, V> Default for Flights<K, V> {
 
 impl<K, V> Flights<K, V>
 where
-    K: Copy + Eq + Hash + Send + 'static,
+    K: Clone + Eq + Hash + Send + 'static,
     V: Clone + Send + Sync + 'static,
 {
     /// Whether there is one.
@@ -84,7 +84,7 @@ where
                 let task = task(urgency.clone());
                 let landing = Landing {
                     table: Arc::clone(&self.table),
-                    key,
+                    key: key.clone(),
                     number: self.next.fetch_add(1, Ordering::Relaxed),
                 };
                 let number = landing.number;

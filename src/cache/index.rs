@@ -389,15 +389,25 @@ pub(super) fn size_of(connection: &Connection, digest: Digest) -> rusqlite::Resu
 }
 
 /// A directory's encoding, not verified.
+/// The encoding of a directory, if it has at most `longest` bytes.
 pub(super) fn directory(
     connection: &Connection,
     digest: Digest,
-) -> rusqlite::Result<Option<Bytes>> {
-    let bytes: Option<Vec<u8>> = connection
-        .prepare_cached("SELECT encoded FROM directories WHERE digest = ?")?
-        .query_row([digest.as_bytes()], |row| row.get(0))
-        .optional()?;
-    Ok(bytes.map(Bytes::from))
+    longest: u64,
+) -> rusqlite::Result<Option<Vec<u8>>> {
+    // The length of a blob is read without the blob.
+    connection
+        .prepare_cached(
+            "SELECT encoded FROM directories WHERE digest = ?1 AND length(encoded) <= ?2",
+        )?
+        .query_row(
+            params![
+                digest.as_bytes(),
+                i64::try_from(longest).unwrap_or(i64::MAX)
+            ],
+            |row| row.get(0),
+        )
+        .optional()
 }
 
 pub(super) fn insert_directory(

@@ -36,11 +36,14 @@ impl Memory {
                 .max_capacity(quarter)
                 .weigher(|_, bytes: &Bytes| weight(bytes.len()))
                 .build(),
+            // A directory that is walked through is looked at again and again, so the last ones stay whatever their size: at
+            // most two that are larger than half of the share.
             directories: Cache::builder()
+                .eviction_policy(EvictionPolicy::lru())
                 .max_capacity(quarter)
-                .weigher(|_, directory: &Arc<Directory>| {
-                    // An entry's name and node, and what they refer to.
-                    weight(directory.entries().len() * 160)
+                .weigher(move |_, directory: &Arc<Directory>| {
+                    let half = u32::try_from(quarter / 2).unwrap_or(u32::MAX);
+                    weight(directory.weight()).min(half)
                 })
                 .build(),
             blobs: Cache::builder()

@@ -59,7 +59,7 @@ pub use by_digest::Opened;
 pub use config::{
     Bandwidth, BandwidthError, Config, Quota, QuotaError, default_memory, machine_memory,
 };
-pub use data_file::DataFile;
+pub use data_file::{DataFile, Mapped};
 pub use error::CacheError;
 pub use fetch::Prefetched;
 

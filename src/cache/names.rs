@@ -1,10 +1,19 @@
 use std::{collections::BTreeMap, sync::Arc};
 
-use super::{Cache, CacheError, index, rows::Row, store::Command};
+use super::{Cache, CacheError, flights::Flights, index, rows::Row, store::Command};
 use crate::{
     model::{Name, Node, OutputHash, StorePath},
     remote::{PathInfo, Patience},
 };
+
+/// Questions about names that are under way, so that those who ask the same wait for one answer.
+#[derive(Default)]
+pub(super) struct NameFlights {
+    roots: Flights<Name, Node>,
+    all_roots: Flights<(), Vec<(Name, Node)>>,
+    path_infos: Flights<(OutputHash, Option<StorePath>), PathInfo>,
+    all_path_infos: Flights<(), Vec<PathInfo>>,
+}
 
 // What changes: names, and what stores say of Nix store paths. The remotes know, and the index remembers what they said
 // last.
@@ -14,6 +23,12 @@ impl Cache {
     /// # Errors
     /// When there is no such name, or no remote answers and the name was never asked for.
     pub async fn root(self: &Arc<Self>, name: &Name) -> Result<Node, CacheError> {
+        let (cache, wanted) = (Arc::clone(self), name.clone());
+        let ask = |_| async move { cache.ask_root(&wanted).await };
+        self.names.roots.join(name.clone(), true, ask).await
+    }
+
+    async fn ask_root(self: &Arc<Self>, name: &Name) -> Result<Node, CacheError> {
         let mut answer = self.remote.root(name, Patience::Once).await;
         if let Err(error) = &answer
             && !error.is_not_found()
@@ -58,6 +73,12 @@ impl Cache {
     /// # Errors
     /// When no remote answers and no name is known.
     pub async fn roots(self: &Arc<Self>) -> Result<Vec<(Name, Node)>, CacheError> {
+        let cache = Arc::clone(self);
+        let ask = |_| async move { cache.ask_roots().await };
+        self.names.all_roots.join((), true, ask).await
+    }
+
+    async fn ask_roots(self: &Arc<Self>) -> Result<Vec<(Name, Node)>, CacheError> {
         let (remote, offline) = (self.remote_name(), self.remote.is_offline());
         let known = self.query(move |connection| index::names(connection, &remote, offline));
         match self.remote.roots().await {
@@ -118,10 +139,15 @@ impl Cache {
         if let Some(info) = known.await?.filter(fits) {
             return Ok(info);
         }
-        let asked = self.remote.path_info(hash, expected, Patience::Policy);
-        let info = asked.await?;
-        self.send(Command::Row(Row::PathInfo(info.clone())));
-        Ok(info)
+        let (cache, wanted) = (Arc::clone(self), expected.clone());
+        let ask = |_| async move {
+            let asked = cache.remote.path_info(hash, wanted, Patience::Policy);
+            let info = asked.await?;
+            cache.send(Command::Row(Row::PathInfo(info.clone())));
+            Ok(info)
+        };
+        let key = (hash, expected);
+        self.names.path_infos.join(key, true, ask).await
     }
 
     /// All store paths that the remotes list, or where none answers, those that are known here.
@@ -129,6 +155,12 @@ impl Cache {
     /// # Errors
     /// When no remote answers and none is known.
     pub async fn path_infos(self: &Arc<Self>) -> Result<Vec<PathInfo>, CacheError> {
+        let cache = Arc::clone(self);
+        let ask = |_| async move { cache.ask_path_infos().await };
+        self.names.all_path_infos.join((), true, ask).await
+    }
+
+    async fn ask_path_infos(self: &Arc<Self>) -> Result<Vec<PathInfo>, CacheError> {
         match self.remote.path_infos().await {
             Ok(infos) => Ok(infos),
             Err(error) => {

@@ -16,11 +16,7 @@ use tokio::{
 };
 
 use super::paths;
-use crate::{
-    fs::{CACHE_DIR, Trouble},
-    prefetch::Trace,
-    remote::RemoteStatus,
-};
+use crate::{fs::RecentError, prefetch::Trace, remote::RemoteStatus};
 
 /// A mount answers within this time, or is taken for stuck.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
@@ -46,7 +42,7 @@ pub(super) struct MountStatus {
     #[serde(default)]
     pub(super) counters: Vec<(String, u64)>,
     #[serde(default)]
-    pub(super) errors: Vec<Trouble>,
+    pub(super) errors: Vec<RecentError>,
 }
 
 /// What a mount is asked.
@@ -144,9 +140,7 @@ async fn answer(
 /// The cache of the mount on a path, and its process. `cache_dir` is what was said of it: a mount tells by itself, unless it has
 /// no extended attributes.
 pub(super) fn find(path: &Path, cache_dir: Option<&Path>) -> anyhow::Result<(PathBuf, u32)> {
-    let dir = told(path)
-        .or_else(|| cache_dir.map(Path::to_owned))
-        .unwrap_or_else(paths::default_cache);
+    let dir = cache_dir.map_or_else(paths::default_cache, Path::to_owned);
     let (mounts, _) = ask_all(&dir);
     let Some(mount) = mounts.iter().rfind(|mount| mount.mountpoint == path) else {
         bail!(
@@ -155,14 +149,6 @@ pub(super) fn find(path: &Path, cache_dir: Option<&Path>) -> anyhow::Result<(Pat
         );
     };
     Ok((dir, mount.pid))
-}
-
-/// The cache that the mount on a path says it uses.
-fn told(path: &Path) -> Option<PathBuf> {
-    let mut value = vec![0; 4096];
-    let len = rustix::fs::getxattr(path, CACHE_DIR, &mut value).ok()?;
-    value.truncate(len);
-    Some(PathBuf::from(String::from_utf8(value).ok()?)).filter(|dir| dir.is_absolute())
 }
 
 /// Asks the mount of a process that uses a cache.

@@ -11,8 +11,7 @@ use super::{
 };
 use crate::{
     copy::{self, Progress},
-    model::{Name, Node, RootRef, SizeRule},
-    proto,
+    model::{Directory, Name, Node, RootRef, SizeRule},
     remote::{self, Chain, Patience, Publish},
 };
 
@@ -145,7 +144,7 @@ async fn resolve(from: &Chain, root: &RootRef) -> anyhow::Result<(Option<Name>, 
             use futures::TryStreamExt;
             // Its size is only told by what it holds.
             let first = from.closure(*digest, 0).await?.try_next().await?;
-            let directory = proto::decode_directory(&first.unwrap_or_default())?;
+            let directory = Directory::decode(first.unwrap_or_default())?;
             let size = directory.size(SizeRule::Protocol);
             let digest = *digest;
             Ok((None, Node::Directory { digest, size }))

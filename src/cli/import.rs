@@ -143,15 +143,7 @@ async fn warm(args: &Args, address: &str, root: &Node, name: Option<&Name>) -> a
         let mut left = vec![*digest];
         while let Some(below) = left.pop() {
             let directory = cache.directory(below, *digest).await?;
-            left.extend(
-                directory
-                    .entries()
-                    .iter()
-                    .filter_map(|entry| match entry.node {
-                        Node::Directory { digest, .. } => Some(digest),
-                        Node::File { .. } | Node::Symlink { .. } => None,
-                    }),
-            );
+            left.extend(directory.directories().map(|(digest, _)| digest));
         }
     }
     if let Some(name) = name {

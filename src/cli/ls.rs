@@ -37,7 +37,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
         if let Node::Directory { digest, .. } = node {
             let directory = cache.directory(digest, closure).await?;
             for entry in directory.entries() {
-                line(&mut out, args.long, entry)?;
+                line(&mut out, args.long, &entry.to_entry())?;
             }
         } else {
             let name = args.root.rsplit('/').next().unwrap_or_default();

@@ -24,7 +24,7 @@ use crate::{
     cache::{self, Cache},
     fs::{
         Filesystem, Options, Root,
-        fuse::{self, MountOptions, RootEntries, Session},
+        fuse::{self, Kernel, MountOptions, Session},
     },
     model::{Name, Node, RootRef},
     prefetch::{Trace, Tree},
@@ -79,9 +79,22 @@ pub(super) struct Args {
     #[arg(long, env = "CASTORE_NAMES_TTL", value_name = "TIME", default_value = "1s", value_parser = parse_duration)]
     names_ttl: Duration,
 
-    /// Whether digests can be read as extended attributes
-    #[arg(long, env = "CASTORE_XATTR", value_name = "BOOL", default_value_t = true, action = ArgAction::Set)]
+    /// Digests can be read as extended attributes; each `ls -l` asks for those of each file then, and is half as fast
+    #[arg(
+        long,
+        env = "CASTORE_XATTR",
+        value_name = "BOOL",
+        default_value_t = false,
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true",
+        action = ArgAction::Set
+    )]
     xattr: bool,
+
+    /// Inode numbers of 32 bits, for programs without large file support: they cannot stat files otherwise
+    #[arg(long, env = "CASTORE_INODE32")]
+    inode32: bool,
 
     /// User and group that everything belongs to
     #[arg(
@@ -252,7 +265,7 @@ struct Served {
     cache: Arc<Cache>,
     fs: Arc<Filesystem>,
     /// Known once it is mounted.
-    entries: OnceLock<RootEntries>,
+    kernel: OnceLock<Kernel>,
     /// The lock is held for a look only.
     status: Mutex<MountStatus>,
     /// One switch at a time.
@@ -274,7 +287,7 @@ impl Mounted for Served {
             counters: counters
                 .map(|(name, value)| (name.to_owned(), value))
                 .collect(),
-            errors: self.fs.troubles(),
+            errors: self.fs.recent_errors(),
             remotes: self.cache.remote_status(),
             ..self.status().clone()
         }
@@ -290,17 +303,17 @@ impl Mounted for Served {
 
     async fn switch(&self, root: &str) -> anyhow::Result<String> {
         let _one = self.switching.lock().await;
-        let entries = self.entries.get().context("it is not mounted yet")?.clone();
+        let kernel = self.kernel.get().context("it is not mounted yet")?.clone();
         let root = RootRef::parse(root)?;
         let (shown, digest) = shown(&root, open::root(&self.cache, &root).await?)?;
         let tree = tree(&shown);
-        let names = self.fs.switch(shown).await?;
+        let outdated = self.fs.switch(shown).await?;
         match tree {
             Some(tree) => self.fs.prefetch().show(tree, profile::name_of(&root)),
             None => self.fs.prefetch().show_none(),
         }
         // Waits for the kernel, which may wait for a look-up that waits for a remote.
-        tokio::task::spawn_blocking(move || entries.forget(&names)).await?;
+        tokio::task::spawn_blocking(move || kernel.drop_outdated(&outdated)).await?;
         let mut status = self.status();
         status.root = root.to_string();
         status.digest.clone_from(&digest);
@@ -327,9 +340,8 @@ async fn serve(
         names_ttl: args.names_ttl,
         xattr: args.xattr,
         owner: (args.owner.0, args.owner.1),
-        daemon: std::process::id().to_string(),
+        inode32: args.inode32,
         prefetch: args.prefetch.settings()?,
-        cache_dir: std::path::absolute(cache.dir())?.display().to_string(),
     };
     let mount_options = MountOptions {
         mountpoint: mountpoint.path.clone(),
@@ -375,7 +387,7 @@ async fn serve(
     let served = Arc::new(Served {
         cache: Arc::clone(cache),
         fs: Arc::clone(&fs),
-        entries: OnceLock::new(),
+        kernel: OnceLock::new(),
         status: Mutex::new(status),
         switching: tokio::sync::Mutex::default(),
     });
@@ -385,7 +397,7 @@ async fn serve(
     let mut terminate = signal(SignalKind::terminate())?;
     let session =
         tokio::task::spawn_blocking(move || Session::mount(&fs, &mount_options)).await??;
-    let _ = served.entries.set(session.root_entries());
+    let _ = served.kernel.set(session.kernel());
     let told = match log {
         Some(log) => daemon::tell_ready(log),
         None => Ok(()),
@@ -416,7 +428,7 @@ async fn serve_metrics(
     cache: &Arc<Cache>,
     fs: &Arc<Filesystem>,
 ) -> anyhow::Result<tokio::task::JoinHandle<()>> {
-    let (inodes, troubles) = (Arc::clone(fs), Arc::clone(fs));
+    let (inodes, errors) = (Arc::clone(fs), Arc::clone(fs));
     let gauges = vec![
         Gauge {
             name: "mount_inodes",
@@ -426,7 +438,7 @@ async fn serve_metrics(
         Gauge {
             name: "mount_errors",
             help: "Errors that readers have met, of those that are remembered",
-            value: Box::new(move || troubles.troubles().iter().map(|error| error.count).sum()),
+            value: Box::new(move || errors.recent_errors().iter().map(|error| error.count).sum()),
         },
     ];
     let started = metrics::start(at, Arc::clone(cache), gauges).await;

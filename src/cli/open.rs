@@ -115,7 +115,7 @@ pub(super) async fn node(cache: &Arc<Cache>, text: &str) -> anyhow::Result<(Node
         let Some(found) = directory.get(name.as_bytes()) else {
             bail!("{walked} has no entry {name:?}");
         };
-        node = found.clone();
+        node = found.to_node();
         walked = format!("{walked}/{name}");
     }
     Ok((node, closure))

@@ -10,10 +10,8 @@ use rustix::{
 };
 
 use super::{control, mountpoint, paths};
-use crate::fs::{DAEMON, fuse::mountinfo};
+use crate::fs::fuse::mountinfo;
 
-/// A mount that does not say within this time who serves it is unmounted without that.
-const ANSWER_WITHIN: Duration = Duration::from_secs(2);
 /// The cache is synced within this time after the mount is gone.
 const SYNC_WITHIN: Duration = Duration::from_secs(60);
 
@@ -45,8 +43,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
         ),
         Some(_) => {}
     }
-    let daemon = daemon(&path)
-        .or_else(|| daemon_of(args, &path))
+    let daemon = daemon_of(args, &path)
         .and_then(|pid| rustix::process::pidfd_open(pid, PidfdFlags::empty()).ok());
     if args.lazy {
         mountpoint::detach(&path)?;
@@ -87,17 +84,4 @@ fn daemon_of(args: &Args, path: &Path) -> Option<Pid> {
     let (mounts, _) = control::ask_all(&dir);
     let mount = mounts.into_iter().rfind(|mount| mount.mountpoint == path)?;
     Pid::from_raw(i32::try_from(mount.pid).ok()?)
-}
-
-/// The process that serves a mount, which the mount's root tells. Asked on a thread of its own, since a mount may hang.
-fn daemon(path: &Path) -> Option<Pid> {
-    let path = path.to_owned();
-    let (sender, receiver) = std::sync::mpsc::channel();
-    std::thread::spawn(move || {
-        let mut value = [0; 64];
-        let len = rustix::fs::getxattr(path, DAEMON, &mut value).unwrap_or_default();
-        let pid = std::str::from_utf8(&value[..len]).ok();
-        let _ = sender.send(pid.and_then(|pid| pid.parse().ok()).and_then(Pid::from_raw));
-    });
-    receiver.recv_timeout(ANSWER_WITHIN).ok().flatten()
 }

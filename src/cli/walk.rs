@@ -38,17 +38,15 @@ impl Tree {
                     self.files.entry((digest, size)).or_insert(path);
                 }
                 Node::Directory { digest, .. } if !seen.insert(digest) => {}
-                Node::Directory { digest, .. } => {
-                    match cache.directory(digest, closure).await {
-                        Ok(directory) => {
-                            let entries = directory.entries().iter();
-                            left.extend(entries.map(|entry| {
-                                (entry.node.clone(), format!("{path}/{}", entry.name))
-                            }));
-                        }
-                        Err(error) => self.missing.push((digest, path, error)),
+                Node::Directory { digest, .. } => match cache.directory(digest, closure).await {
+                    Ok(directory) => {
+                        left.extend(directory.entries().map(|entry| {
+                            let name = String::from_utf8_lossy(entry.name);
+                            (entry.node.to_node(), format!("{path}/{name}"))
+                        }));
                     }
-                }
+                    Err(error) => self.missing.push((digest, path, error)),
+                },
             }
         }
     }

@@ -19,8 +19,7 @@ use tokio::sync::Semaphore;
 
 use crate::{
     import::{self, ImportError},
-    model::{Digest, Manifest, Node},
-    proto::{self, DecodeError},
+    model::{Digest, Directory, DirectoryError, Manifest, Node, NodeRef},
     remote::{Chain, Pieces, Publish, PutWhole, RemoteError, Urgency},
 };
 
@@ -49,7 +48,7 @@ pub enum CopyError {
     Directory {
         digest: Digest,
         remote: String,
-        cause: DecodeError,
+        cause: DirectoryError,
     },
     #[error("the closure of {root} at {remote} has a directory {digest} that nothing refers to")]
     Unexpected {
@@ -164,20 +163,20 @@ async fn directories(
         if !seen.insert(digest) {
             continue;
         }
-        let directory = proto::decode_directory(&record).map_err(|cause| CopyError::Directory {
+        let directory = Directory::decode(&record[..]).map_err(|cause| CopyError::Directory {
             digest,
             remote: remote(),
             cause,
         })?;
         for entry in directory.entries() {
             match entry.node {
-                Node::Directory { digest, .. } => {
+                NodeRef::Directory { digest, .. } => {
                     expected.insert(digest);
                 }
-                Node::File { digest, size, .. } => {
+                NodeRef::File { digest, size, .. } => {
                     blobs.insert(digest, size);
                 }
-                Node::Symlink { .. } => {}
+                NodeRef::Symlink { .. } => {}
             }
         }
         directories.push(record);

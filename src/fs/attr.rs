@@ -1,5 +1,9 @@
-use super::{Filesystem, FsError, inodes::Inode, root::ROOT_ID};
-use crate::model::{Digest, Node};
+use super::{
+    Filesystem, FsError, inode_number,
+    inodes::{InodeNode, InodeView},
+    root::ROOT_ID,
+};
+use crate::model::NodeRef;
 
 /// Suits the cache: a read of this size is answered from one or two chunks.
 const BLOCK_SIZE: u32 = 128 << 10;
@@ -14,7 +18,8 @@ pub enum Kind {
 /// What `stat` sees. Times are constant: access and change 0, modification 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Attr {
-    pub inode: u64,
+    /// `st_ino`.
+    pub number: u64,
     /// Bytes of a file, length of a symlink's target, entries below a directory.
     pub size: u64,
     pub kind: Kind,
@@ -44,11 +49,11 @@ impl Attr {
 }
 
 impl Kind {
-    pub(super) const fn of(node: &Node) -> Self {
+    pub(super) const fn of(node: NodeRef<'_>) -> Self {
         match node {
-            Node::Directory { .. } => Self::Directory,
-            Node::File { .. } => Self::File,
-            Node::Symlink { .. } => Self::Symlink,
+            NodeRef::Directory { .. } => Self::Directory,
+            NodeRef::File { .. } => Self::File,
+            NodeRef::Symlink { .. } => Self::Symlink,
         }
     }
 
@@ -63,19 +68,6 @@ impl Kind {
     }
 }
 
-/// `st_ino`: decided by the content alone, so that equal files, symlinks and directories have equal ones.
-pub(super) fn inode_number(node: &Node) -> u64 {
-    let number = match node {
-        Node::Directory { digest, .. } => digest.prefix(),
-        Node::File {
-            digest, executable, ..
-        } => digest.prefix() ^ u64::from(*executable),
-        Node::Symlink { target } => Digest::of(target.as_bytes()).prefix(),
-    };
-    // 0 means "no inode" to some programs, 1 is the root.
-    number.max(2)
-}
-
 impl Filesystem {
     /// The attributes of an inode; what it refers to is not fetched.
     ///
@@ -83,30 +75,30 @@ impl Filesystem {
     /// When the kernel was never told of the inode.
     pub fn getattr(&self, id: u64) -> Result<Attr, FsError> {
         if id == ROOT_ID {
-            return Ok(self.attr(ROOT_ID, Kind::Directory, self.root().entries(), 0o555));
+            let entries = self.root().entries();
+            return Ok(self.attr(inode_number::ROOT, Kind::Directory, entries, 0o555));
         }
-        Ok(self.node_attr(self.inodes.get(id)?.node()))
+        Ok(self.attr_of(&self.inodes.get(id)?))
     }
 
-    pub(super) fn inode_attr(&self, inode: &Inode) -> Attr {
-        self.node_attr(inode.node())
-    }
-
-    fn node_attr(&self, node: &Node) -> Attr {
-        let (size, permissions) = match node {
-            Node::Directory { size, .. } => (*size, 0o555),
-            Node::File {
-                size, executable, ..
-            } => (*size, if *executable { 0o555 } else { 0o444 }),
-            Node::Symlink { target } => (target.as_bytes().len() as u64, 0o444),
+    pub(super) const fn attr_of(&self, inode: &InodeView) -> Attr {
+        let (kind, size, permissions) = match inode.node {
+            InodeNode::Directory { size, .. } => (Kind::Directory, size, 0o555),
+            InodeNode::File {
+                size,
+                executable: true,
+                ..
+            } => (Kind::File, size, 0o555),
+            InodeNode::File { size, .. } => (Kind::File, size, 0o444),
+            InodeNode::Symlink { len } => (Kind::Symlink, len, 0o444),
         };
-        self.attr(inode_number(node), Kind::of(node), size, permissions)
+        self.attr(inode.number, kind, size, permissions)
     }
 
-    fn attr(&self, inode: u64, kind: Kind, size: u64, permissions: u32) -> Attr {
+    const fn attr(&self, number: u64, kind: Kind, size: u64, permissions: u32) -> Attr {
         let (uid, gid) = self.options.owner;
         Attr {
-            inode,
+            number,
             size,
             kind,
             permissions,

@@ -21,7 +21,7 @@ pub enum FsError {
     NoAttribute,
     #[error("the buffer is too small for the value")]
     Range,
-    #[error("extended attributes are off (--xattr false)")]
+    #[error("extended attributes are off; mount with --xattr to have them")]
     XattrOff,
     #[error("the kernel asks for an inode that it was never told of, or has forgotten")]
     UnknownInode,
@@ -29,6 +29,10 @@ pub enum FsError {
     Malformed,
     #[error("interrupted")]
     Interrupted,
+    #[error("no answer in the time that the kernel grants a request (fs.fuse.max_request_timeout)")]
+    TimedOut,
+    #[error("the operation failed in a way that it must not; the log has more")]
+    Panicked,
     #[error("the directory says it has {claimed} entries and has at least {actual}")]
     DirectorySize { claimed: u64, actual: u64 },
     #[error("the chunks of the blob {0} are not those of its digest")]
@@ -62,6 +66,8 @@ impl FsError {
             | Self::WrongBlob(_)
             | Self::Unreadable
             | Self::NoProgress
+            | Self::TimedOut
+            | Self::Panicked
             | Self::Cache(_) => libc::EIO,
         }
     }

@@ -8,20 +8,18 @@ use std::{
 
 use super::{
     Entry, Filesystem, FsError, Held, Kind, Miss, Outcome,
-    attr::inode_number,
-    lookup::closure_of,
+    inodes::InodeView,
     root::{ROOT_ID, Root, Roots},
 };
-use crate::model::{Digest, Directory, Name, Node};
+use crate::model::{Directory, NodeRef};
 
 /// A directory as it is listed. Offsets are positions: 0 is before `.`, 2 before the first entry.
 #[derive(Debug, Clone)]
 pub struct Listing {
-    id: u64,
-    inode: u64,
+    inode: InodeView,
+    /// `st_ino` of the directory above.
+    parent_number: u64,
     entries: Entries,
-    /// Root of a closure that has the entries; a listed root name is its own.
-    closure: Option<Digest>,
 }
 
 #[derive(Debug, Clone)]
@@ -31,15 +29,14 @@ enum Entries {
 }
 
 /// One line of a listing.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub struct Listed<'a> {
     pub name: &'a [u8],
-    pub inode: u64,
+    /// `None` for `.` and `..`.
+    node: Option<NodeRef<'a>>,
     pub kind: Kind,
     /// The offset of the next line.
     pub next: u64,
-    /// `None` for `.` and `..`.
-    node: Option<(&'a Name, &'a Node)>,
 }
 
 impl Listing {
@@ -47,35 +44,25 @@ impl Listing {
     #[must_use]
     pub fn at(&self, offset: u64) -> Option<Listed<'_>> {
         let index = usize::try_from(offset).ok()?;
-        let (name, inode, kind, node) = match index {
-            0 => (&b"."[..], self.inode, Kind::Directory, None),
-            1 => (&b".."[..], self.inode, Kind::Directory, None),
-            _ => {
-                let (name, node) = match &self.entries {
-                    Entries::Directory(directory) => {
-                        let entry = directory.entries().get(index - 2)?;
-                        (&entry.name, &entry.node)
-                    }
-                    Entries::Roots(roots) => {
-                        let (name, node) = roots.get(index - 2)?;
-                        (name, node)
-                    }
-                };
-                let kind = Kind::of(node);
-                (
-                    &name.as_bytes()[..],
-                    inode_number(node),
-                    kind,
-                    Some((name, node)),
-                )
-            }
+        let (name, node) = match index {
+            0 => (&b"."[..], None),
+            1 => (&b".."[..], None),
+            _ => match &self.entries {
+                Entries::Directory(directory) => {
+                    let entry = directory.at(index - 2)?;
+                    (entry.name, Some(entry.node))
+                }
+                Entries::Roots(roots) => {
+                    let (name, node) = roots.get(index - 2)?;
+                    (&name.as_bytes()[..], Some(node.borrowed()))
+                }
+            },
         };
         Some(Listed {
             name,
-            inode,
-            kind,
-            next: offset + 1,
             node,
+            kind: node.map_or(Kind::Directory, Kind::of),
+            next: offset + 1,
         })
     }
 }
@@ -139,11 +126,11 @@ impl Filesystem {
                 },
             };
             if let Some(roots) = entries {
+                let inode = self.root_view();
                 return Outcome::Ready(Ok(Listing {
-                    id,
-                    inode: ROOT_ID,
+                    inode,
+                    parent_number: inode.number,
                     entries: Entries::Roots(roots),
-                    closure: None,
                 }));
             }
         }
@@ -151,25 +138,34 @@ impl Filesystem {
             Ok(inode) => inode,
             Err(error) => return Outcome::Ready(Err(error)),
         };
+        let parent_number = match inode.parent {
+            ROOT_ID => self.root_view().number,
+            parent => self.inodes.get(parent).unwrap_or(inode).number,
+        };
         self.directory(&inode, held).map(|directory| Listing {
-            id,
-            inode: if id == ROOT_ID {
-                ROOT_ID
-            } else {
-                inode_number(inode.node())
-            },
+            inode,
+            parent_number,
             entries: Entries::Directory(directory),
-            closure: Some(inode.closure()),
         })
     }
 
-    /// The entry of a line, as a lookup: to be taken back by [`Filesystem::forget`]. `None` for `.` and `..`.
-    pub fn remember(&self, listing: &Listing, listed: &Listed<'_>) -> Option<Entry> {
-        let (name, node) = listed.node?;
-        let closure = listing.closure.unwrap_or_else(|| closure_of(node));
-        Some(self.entry(
-            &self.inodes.remember(listing.id, name, node, closure),
-            listing.id,
-        ))
+    /// `d_ino` of a line: the `st_ino` of its entry.
+    #[must_use]
+    pub fn number(&self, listing: &Listing, listed: &Listed<'_>) -> u64 {
+        match (listed.node, listed.name) {
+            (Some(node), name) => self.inodes.number(listing.inode.number, name, node),
+            (None, b"..") => listing.parent_number,
+            (None, _) => listing.inode.number,
+        }
+    }
+
+    /// The entry of a line, as a lookup: to be taken back by [`Filesystem::forget`]. `None` for `.` and `..`, and where the
+    /// directory was given another content since it was opened: the kernel must look that up by itself.
+    pub fn look_up_listed(&self, listing: &Listing, listed: &Listed<'_>) -> Option<Entry> {
+        let inode = self
+            .inodes
+            .look_up(&listing.inode, listed.name, listed.node?)
+            .ok()?;
+        Some(self.entry(&inode, listing.inode.id))
     }
 }

@@ -2,10 +2,10 @@ use std::{sync::Arc, time::Duration};
 
 use super::{
     Attr, Filesystem, FsError, Held, Miss, Outcome,
-    inodes::Inode,
+    inodes::{InodeNode, InodeView, Stale},
     root::{ROOT_ID, Root},
 };
-use crate::model::{Digest, Directory, Name, NameError, Node, SizeRule, StorePath};
+use crate::model::{Directory, Name, NameError, NodeRef, SizeRule, StorePath};
 
 /// An entry that the kernel is told of: one lookup, to be taken back by [`Filesystem::forget`].
 #[derive(Debug, Clone, Copy)]
@@ -20,71 +20,75 @@ pub struct Entry {
 impl Filesystem {
     /// The entry of a directory with this name, `None` when there is none.
     pub fn lookup(&self, parent: u64, name: &[u8], held: &Held) -> Outcome<Option<Entry>> {
-        let name = match Name::new(name.to_vec()) {
-            Ok(name) => name,
+        match Name::check(name) {
+            Ok(()) => {}
             Err(NameError::Length(name)) if !name.is_empty() => {
                 return Outcome::Ready(Err(FsError::NameTooLong));
             }
             Err(_) => return Outcome::Ready(Ok(None)),
-        };
-        if parent == ROOT_ID {
-            match &*self.root() {
-                Root::Directory { .. } => {}
-                Root::Single { name: only, node } => {
-                    let found = (*only == name).then(|| {
-                        self.entry(
-                            &self.inodes.remember(ROOT_ID, &name, node, closure_of(node)),
-                            ROOT_ID,
-                        )
-                    });
-                    return Outcome::Ready(Ok(found));
-                }
-                Root::Names | Root::StorePaths => {
-                    let Some(node) = held.root(&name) else {
-                        return match self.root_miss(name) {
-                            Some(miss) => Outcome::Miss(miss),
-                            None => Outcome::Ready(Ok(None)),
-                        };
-                    };
-                    let found = node.as_ref().map(|node| {
-                        self.entry(
-                            &self.inodes.remember(ROOT_ID, &name, node, closure_of(node)),
-                            ROOT_ID,
-                        )
-                    });
-                    return Outcome::Ready(Ok(found));
-                }
+        }
+        loop {
+            let outcome = if parent == ROOT_ID {
+                self.lookup_in_root(name, held)
+            } else {
+                self.inodes.get(parent).map_or_else(
+                    |error| Outcome::Ready(Err(error)),
+                    |parent| self.lookup_in(&parent, name, held),
+                )
+            };
+            match outcome {
+                // The directory was given another content just now.
+                Outcome::Ready(Ok(Err(Stale))) => {}
+                Outcome::Ready(Ok(Ok(entry))) => return Outcome::Ready(Ok(entry)),
+                Outcome::Ready(Err(error)) => return Outcome::Ready(Err(error)),
+                Outcome::Miss(miss) => return Outcome::Miss(miss),
             }
         }
-        let inode = match self.inodes.get(parent) {
-            Ok(inode) => inode,
-            Err(error) => return Outcome::Ready(Err(error)),
-        };
-        let directory = match self.directory(&inode, held) {
-            Outcome::Ready(Ok(directory)) => directory,
-            Outcome::Ready(Err(error)) => return Outcome::Ready(Err(error)),
-            Outcome::Miss(miss) => return Outcome::Miss(miss),
-        };
-        let found = directory.get(name.as_bytes()).map(|node| {
-            self.entry(
-                &self.inodes.remember(parent, &name, node, inode.closure()),
-                parent,
-            )
-        });
-        Outcome::Ready(Ok(found))
     }
 
-    /// What to fetch for an entry of a root that changes; `None` when there can be no such entry.
-    fn root_miss(&self, name: Name) -> Option<Miss> {
-        match *self.root() {
-            Root::StorePaths => StorePath::from_basename(name).ok().map(Miss::StorePath),
-            Root::Names | Root::Directory { .. } | Root::Single { .. } => Some(Miss::Root(name)),
+    fn lookup_in_root(&self, name: &[u8], held: &Held) -> Outcome<Result<Option<Entry>, Stale>> {
+        let root = self.root_view();
+        let of_node = |node: NodeRef<'_>| {
+            let entry = self.inodes.look_up(&root, name, node);
+            Outcome::Ready(Ok(entry.map(|inode| Some(self.entry(&inode, ROOT_ID)))))
+        };
+        match &*self.root() {
+            Root::Directory { .. } => self.lookup_in(&root, name, held),
+            Root::Single { name: only, node } if only.as_bytes() == name => {
+                of_node(node.borrowed())
+            }
+            Root::Single { .. } => Outcome::Ready(Ok(Ok(None))),
+            root @ (Root::Names | Root::StorePaths) => match held.root(name) {
+                Some(Some(node)) => of_node(node.borrowed()),
+                Some(None) => Outcome::Ready(Ok(Ok(None))),
+                None => match root_miss(root, name) {
+                    Some(miss) => Outcome::Miss(miss),
+                    None => Outcome::Ready(Ok(Ok(None))),
+                },
+            },
         }
     }
 
-    /// Takes back lookups.
-    pub fn forget(&self, id: u64, count: u64) {
-        self.inodes.forget(id, count);
+    fn lookup_in(
+        &self,
+        parent: &InodeView,
+        name: &[u8],
+        held: &Held,
+    ) -> Outcome<Result<Option<Entry>, Stale>> {
+        self.directory(parent, held).map(|directory| {
+            let Some(node) = directory.get(name) else {
+                return Ok(None);
+            };
+            let inode = self.inodes.look_up(parent, name, node)?;
+            Ok(Some(self.entry(&inode, parent.id)))
+        })
+    }
+
+    /// Takes back lookups, as pairs of a node id and a count.
+    pub fn forget(&self, forgotten: impl IntoIterator<Item = (u64, u64)>) {
+        if self.inodes.forget(forgotten) {
+            self.inodes.give_back_memory();
+        }
     }
 
     /// Where a symlink points.
@@ -92,10 +96,7 @@ impl Filesystem {
     /// # Errors
     /// When it is none.
     pub fn readlink(&self, id: u64) -> Result<Vec<u8>, FsError> {
-        match self.inodes.get(id)?.node() {
-            Node::Symlink { target } => Ok(target.as_bytes().to_vec()),
-            Node::Directory { .. } | Node::File { .. } => Err(FsError::NotSymlink),
-        }
+        self.inodes.target(id)?.ok_or(FsError::NotSymlink)
     }
 
     /// Whether the inode can be opened for reading.
@@ -109,68 +110,68 @@ impl Filesystem {
         if id == ROOT_ID {
             return Err(FsError::IsDirectory);
         }
-        match self.inodes.get(id)?.node() {
-            Node::File { .. } => Ok(()),
-            Node::Directory { .. } => Err(FsError::IsDirectory),
-            Node::Symlink { .. } => Err(FsError::NotSymlink),
+        match self.inodes.get(id)?.node {
+            InodeNode::File { .. } => Ok(()),
+            InodeNode::Directory { .. } => Err(FsError::IsDirectory),
+            InodeNode::Symlink { .. } => Err(FsError::NotSymlink),
         }
     }
 
     /// A handle was opened, of which the kernel tells when it is closed.
     pub fn opened(&self, id: u64) {
-        if let Ok(inode) = self.inodes.get(id) {
-            inode.opened();
-        }
+        self.inodes.opened(id);
     }
 
     /// A handle of [`Filesystem::opened`] was closed.
     pub fn released(&self, id: u64) {
-        if let Ok(inode) = self.inodes.get(id)
-            && inode.released()
-            && let Node::File { digest, .. } = inode.node()
+        if let Some(inode) = self.inodes.released(id)
+            && let InodeNode::File { digest, .. } = inode.node
         {
-            self.prefetch.closed(*digest);
+            self.prefetch.closed(digest);
         }
     }
 
     /// The directory that an inode is.
-    pub(super) fn directory(&self, inode: &Inode, held: &Held) -> Outcome<Arc<Directory>> {
-        let Node::Directory { digest, size } = inode.node() else {
+    pub(super) fn directory(&self, inode: &InodeView, held: &Held) -> Outcome<Arc<Directory>> {
+        let InodeNode::Directory { digest, size } = inode.node else {
             return Outcome::Ready(Err(FsError::NotDirectory));
         };
-        let at_hand = || self.cache.directory_at_hand(*digest);
-        let Some(directory) = held.directory(*digest).or_else(at_hand) else {
+        let at_hand = || self.cache.directory_at_hand(digest);
+        let Some(directory) = held.directory(digest).or_else(at_hand) else {
             return Outcome::Miss(Miss::Directory {
-                inode: inode.id(),
-                digest: *digest,
-                closure: inode.closure(),
+                inode: inode.id,
+                digest,
+                closure: self.inodes.closure(inode.id).unwrap_or(digest),
             });
         };
         // Stores count entries twice, so a larger number is no lie; a smaller one is.
         let actual = directory.size(SizeRule::Protocol);
-        if *size < actual {
+        if size < actual {
             return Outcome::Ready(Err(FsError::DirectorySize {
-                claimed: *size,
+                claimed: size,
                 actual,
             }));
         }
-        self.note_directory(digest.prefix(), &directory);
+        if self.inodes.count_once(inode.id) {
+            self.count_content(digest, &directory);
+        }
         Outcome::Ready(Ok(directory))
     }
 
-    pub(super) fn entry(&self, inode: &Inode, parent: u64) -> Entry {
+    pub(super) fn entry(&self, inode: &InodeView, parent: u64) -> Entry {
         Entry {
-            id: inode.id(),
-            attr: self.inode_attr(inode),
+            id: inode.id,
+            attr: self.attr_of(inode),
             ttl: self.ttl(parent),
         }
     }
 }
 
-/// The root of a closure for a node that is a root itself.
-pub(super) fn closure_of(node: &Node) -> Digest {
-    match node {
-        Node::Directory { digest, .. } => *digest,
-        Node::File { .. } | Node::Symlink { .. } => Digest::empty(),
+/// What to fetch for an entry of a root that changes; `None` when there can be no such entry.
+fn root_miss(root: &Root, name: &[u8]) -> Option<Miss> {
+    let name = Name::new(name.to_vec()).ok()?;
+    match root {
+        Root::StorePaths => StorePath::from_basename(name).ok().map(Miss::StorePath),
+        Root::Names | Root::Directory { .. } | Root::Single { .. } => Some(Miss::Root(name)),
     }
 }

@@ -3,25 +3,28 @@
 //!
 //! - [`Filesystem`]: the operations; each that can miss answers [`Outcome::Miss`] instead of waiting
 //! - `root`: what the mount's root shows; `switch` has it show another tree
-//! - `inodes`: node ids, and forgetting them
+//! - `inodes`: node ids, and forgetting them; `inode_number`: `st_ino`
 //! - `attr`: what `stat` sees
 //! - `lookup`, `listing`, `read`, `xattr`: operations by theme
 //! - `resolve`: fetching what an operation missed
 //! - `error`: the one place where an error becomes an errno
-//! - `troubles`: the last errors, for a person
-//! - [`fuse`]: the transport over `/dev/fuse`
+//! - `recent_errors`: the last errors, for a person
+//! - [`dispatch`]: FUSE requests: decoding, answering, waiting, interrupting
+//! - [`transport`]: how requests come and answers go; [`fuse`] is the one over `/dev/fuse`
 
 mod attr;
+pub mod dispatch;
 mod error;
-pub mod fuse;
+mod inode_number;
 mod inodes;
 mod listing;
 mod lookup;
 mod read;
+mod recent_errors;
 mod resolve;
 mod root;
 mod switch;
-mod troubles;
+pub mod transport;
 mod xattr;
 
 use std::{
@@ -37,18 +40,29 @@ pub use attr::{Attr, Kind};
 pub use error::FsError;
 pub use listing::{Listed, Listing};
 pub use lookup::Entry;
+pub use read::Slices;
+pub use recent_errors::RecentError;
 pub use resolve::{Held, Miss, Outcome};
 pub use root::Root;
-pub use switch::SwitchError;
-pub use troubles::Trouble;
-pub use xattr::{CACHE_DIR, CACHED, CHUNKS, DAEMON};
+pub use switch::{Outdated, SwitchError};
+pub use transport::fuse;
+pub use xattr::{CACHED, CHUNKS};
 
-use self::{inodes::Inodes, listing::Handles, troubles::Troubles};
+use self::{
+    inode_number::Width,
+    inodes::{InodeNode, InodeTable, InodeView},
+    listing::Handles,
+    recent_errors::RecentErrors,
+    root::ROOT_ID,
+};
 use crate::{
     cache::Cache,
     model::{Digest, Directory, Node},
     prefetch::{self, Prefetch},
 };
+
+/// Directories whose content is counted for `statfs`, at the most: a megabyte of memory.
+const COUNTED: usize = 1 << 16;
 
 /// What may differ from one mount to the next.
 #[derive(Debug, Clone)]
@@ -57,16 +71,14 @@ pub struct Options {
     pub list_root: bool,
     /// How long the kernel keeps an entry of a root that changes, or that there is none.
     pub names_ttl: Duration,
-    /// Whether there are extended attributes.
+    /// Whether there are extended attributes. Each `ls -l` asks for one of each file while there are.
     pub xattr: bool,
+    /// Whether inode numbers have 32 bits, for programs that cannot take more.
+    pub inode32: bool,
     /// User and group that everything belongs to.
     pub owner: (u32, u32),
     /// What is fetched ahead of readers.
     pub prefetch: prefetch::Settings,
-    /// Answer of the attribute `user.castore.daemon` of the root.
-    pub daemon: String,
-    /// Answer of the attribute `user.castore.cache` of the root.
-    pub cache_dir: String,
 }
 
 /// A mounted tree.
@@ -79,15 +91,15 @@ pub struct Filesystem {
     root: RwLock<Arc<Root>>,
     /// Whether what the root shows can change without [`Filesystem::switch`].
     changes: bool,
-    inodes: Inodes,
+    inodes: InodeTable,
     handles: Handles,
-    troubles: Troubles,
-    known: Known,
+    recent_errors: RecentErrors,
+    counted: Counted,
 }
 
 /// What has been seen of the tree so far, for `statfs`.
 #[derive(Debug, Default)]
-struct Known {
+struct Counted {
     /// Bytes of the files in the directories seen.
     content: AtomicU64,
     /// The directories seen, by the prefix of their digest. The lock is held for a set operation only.
@@ -107,16 +119,21 @@ impl Filesystem {
     /// Must be called within a tokio runtime: prefetching starts tasks in it.
     #[must_use]
     pub fn new(cache: Arc<Cache>, root: Root, options: Options) -> Self {
+        let inodes = InodeTable::new(match options.inode32 {
+            true => Width::Folded,
+            false => Width::Full,
+        });
+        inodes.set_root(root.directory());
         Self {
             prefetch: Prefetch::new(Arc::clone(&cache), options.prefetch.clone()),
-            inodes: Inodes::new(&root),
+            inodes,
             cache,
             options,
             changes: root.changes(),
             root: RwLock::new(Arc::new(root)),
             handles: Handles::default(),
-            troubles: Troubles::default(),
-            known: Known::default(),
+            recent_errors: RecentErrors::default(),
+            counted: Counted::default(),
         }
     }
 
@@ -139,7 +156,7 @@ impl Filesystem {
     /// How long the kernel may keep an entry below `parent`, or that there is none; `None`: for ever.
     #[must_use]
     pub fn ttl(&self, parent: u64) -> Option<Duration> {
-        (self.changes && parent == root::ROOT_ID).then_some(self.options.names_ttl)
+        (self.changes && parent == ROOT_ID).then_some(self.options.names_ttl)
     }
 
     /// What follows the readers.
@@ -150,14 +167,20 @@ impl Filesystem {
 
     /// The last errors that a reader has met, the newest last.
     #[must_use]
-    pub fn troubles(&self) -> Vec<Trouble> {
-        self.troubles.list()
+    pub fn recent_errors(&self) -> Vec<RecentError> {
+        self.recent_errors.list()
     }
 
     /// How many inodes the kernel knows.
     #[must_use]
     pub fn inode_count(&self) -> usize {
         self.inodes.len()
+    }
+
+    /// How often the inode table was locked exclusively, for tests.
+    #[must_use]
+    pub fn exclusive_locks(&self) -> u64 {
+        self.inodes.exclusive_locks()
     }
 
     /// The node ids of the files with this content that the kernel knows; `None`: of all files.
@@ -180,26 +203,37 @@ impl Filesystem {
         };
         Totals {
             entries,
-            content: content.saturating_add(self.known.content.load(Ordering::Relaxed)),
+            content: content.saturating_add(self.counted.content.load(Ordering::Relaxed)),
         }
     }
 
-    fn note_directory(&self, prefix: u64, directory: &Directory) {
+    /// The root as a directory in which entries are looked up, also where it is none of a tree.
+    fn root_view(&self) -> InodeView {
+        self.inodes.get(ROOT_ID).unwrap_or(InodeView {
+            id: ROOT_ID,
+            parent: ROOT_ID,
+            number: inode_number::ROOT,
+            node: InodeNode::Directory {
+                digest: Digest::empty(),
+                size: 0,
+            },
+        })
+    }
+
+    /// Counts a directory's files for `statfs`, where equal directories count once.
+    fn count_content(&self, digest: Digest, directory: &Directory) {
         let new = {
             let mut seen = self
-                .known
+                .counted
                 .directories
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner);
-            seen.insert(prefix)
+            seen.len() < COUNTED && seen.insert(digest.prefix())
         };
         if new {
-            let bytes = directory.entries().iter().map(|entry| match entry.node {
-                Node::File { size, .. } => size,
-                Node::Directory { .. } | Node::Symlink { .. } => 0,
-            });
-            let bytes = bytes.fold(0, u64::saturating_add);
-            self.known.content.fetch_add(bytes, Ordering::Relaxed);
+            self.counted
+                .content
+                .fetch_add(directory.content(), Ordering::Relaxed);
         }
     }
 }

@@ -1,15 +1,18 @@
 use std::sync::Arc;
 
-use super::{Filesystem, FsError, Held, Miss, Outcome, root::ROOT_ID};
+use smallvec::SmallVec;
 
+use super::{Filesystem, FsError, Held, Miss, Outcome, inodes::InodeNode, root::ROOT_ID};
 use crate::{
     cache::Slice,
-    model::{Digest, Node},
     prefetch::{Place, Read, Whereabouts},
 };
 
-/// Directories are not followed further up than this: hints may form a ring.
+/// Directories are not followed further up than this.
 const MAX_DEPTH: usize = 4096;
+
+/// What a read gives. Most reads touch a few chunks, and these are kept without an allocation.
+pub type Slices = SmallVec<[Slice; 8]>;
 
 /// Where a read happens.
 struct Reader<'a> {
@@ -19,54 +22,36 @@ struct Reader<'a> {
 
 impl Whereabouts for Reader<'_> {
     fn path(&self) -> Option<Vec<u8>> {
-        let mut names = Vec::new();
-        let mut at = self.id;
-        while at != ROOT_ID {
-            let (parent, name) = self.fs.inodes.get(at).ok()?.hint();
-            names.push(name);
-            at = parent;
-            if names.len() > MAX_DEPTH {
-                return None;
-            }
-        }
-        let names: Vec<_> = names
-            .iter()
-            .rev()
-            .map(|name| &name.as_bytes()[..])
-            .collect();
-        Some(names.join(&b'/'))
+        Some(self.fs.inodes.path(self.id)?.join(&b'/'))
     }
 
     fn place(&self) -> Option<Place> {
-        let mut stack = Vec::new();
-        let (mut at, mut closure) = (self.id, Digest::empty());
-        let mut ids = Vec::new();
+        let inodes = &self.fs.inodes;
+        let (mut stack, mut ids) = (Vec::new(), Vec::new());
+        let mut at = self.id;
         while at != ROOT_ID {
-            let (parent, name) = self.fs.inodes.get(at).ok()?.hint();
-            let Ok(parent) = self.fs.inodes.get(parent) else {
+            let Ok(parent) = inodes.get(inodes.get(at).ok()?.parent) else {
                 break; // A root that is made of names.
             };
-            let Node::Directory { digest, .. } = parent.node() else {
+            let InodeNode::Directory { digest, .. } = parent.node else {
                 return None;
             };
-            if ids.is_empty() {
-                closure = parent.closure();
-            }
-            let directory = self.fs.cache.directory_at_hand(*digest)?;
-            let position = directory.position(name.as_bytes())?;
+            let directory = self.fs.cache.directory_at_hand(digest)?;
+            let position = directory.position(&inodes.name(at).ok()?)?;
             stack.push((directory, position));
-            at = parent.id();
+            at = parent.id;
             ids.push(at);
             if ids.len() > MAX_DEPTH {
                 return None;
             }
         }
         stack.reverse();
+        let directory = *ids.first()?;
         Some(Place {
-            directory: *ids.first()?,
+            directory,
             above: ids.get(1).copied().unwrap_or(0),
             stack,
-            closure,
+            closure: inodes.closure(directory)?,
         })
     }
 }
@@ -74,19 +59,19 @@ impl Whereabouts for Reader<'_> {
 impl Filesystem {
     /// Up to `len` bytes of a file from `offset`, as slices that are to be written to the reader as they are. What lies
     /// beyond the end is left out.
-    pub fn read(&self, id: u64, offset: u64, len: u64, held: &Held) -> Outcome<Vec<Slice>> {
+    pub fn read(&self, id: u64, offset: u64, len: u64, held: &Held) -> Outcome<Slices> {
         let inode = match self.inodes.get(id) {
             Ok(inode) => inode,
             Err(error) => return Outcome::Ready(Err(error)),
         };
-        let (digest, size) = match inode.node() {
-            Node::File { digest, size, .. } => (*digest, *size),
-            Node::Directory { .. } => return Outcome::Ready(Err(FsError::IsDirectory)),
-            Node::Symlink { .. } => return Outcome::Ready(Err(FsError::NotSymlink)),
+        let (digest, size) = match inode.node {
+            InodeNode::File { digest, size, .. } => (digest, size),
+            InodeNode::Directory { .. } => return Outcome::Ready(Err(FsError::IsDirectory)),
+            InodeNode::Symlink { .. } => return Outcome::Ready(Err(FsError::NotSymlink)),
         };
         let len = len.min(size.saturating_sub(offset));
         if len == 0 {
-            return Outcome::Ready(Ok(Vec::new()));
+            return Outcome::Ready(Ok(Slices::new()));
         }
         let at_hand = || self.cache.blob_at_hand(digest, size);
         let Some(blob) = held.blob().or_else(at_hand) else {
@@ -101,7 +86,7 @@ impl Filesystem {
             self.failed(id, Some(digest), &error);
             return Outcome::Ready(Err(error));
         }
-        let mut slices = Vec::new();
+        let mut slices = Slices::new();
         let mut missing = Vec::new();
         for wanted in blob.manifest().slices(offset, len) {
             let found = held

@@ -3,7 +3,8 @@ use std::{collections::HashMap, sync::Arc};
 use futures::future::try_join_all;
 
 use super::{
-    Filesystem, FsError, Trouble,
+    Filesystem, FsError, RecentError,
+    inodes::InodeNode,
     root::{ROOT_ID, Roots},
 };
 use crate::{
@@ -92,7 +93,7 @@ impl Held {
     }
 
     /// The node of a name that was asked for, `Some(&None)` when there is none.
-    pub(super) fn root(&self, name: &Name) -> Option<&Option<Node>> {
+    pub(super) fn root(&self, name: &[u8]) -> Option<&Option<Node>> {
         self.roots.get(name)
     }
 
@@ -187,30 +188,34 @@ impl Filesystem {
 
     /// Has those fetched that come after a directory which somebody waits for.
     fn missed_directory(&self, inode: u64) {
-        if inode == ROOT_ID {
-            return;
-        }
-        let Ok(inode) = self.inodes.get(inode) else {
-            return;
-        };
-        let (parent, name) = inode.hint();
-        if let Ok(parent) = self.inodes.get(parent)
-            && let Node::Directory { digest, .. } = parent.node()
-            && let Some(directory) = self.cache.directory_at_hand(*digest)
-            && let Some(position) = directory.position(name.as_bytes())
+        if inode != ROOT_ID
+            && let Ok(name) = self.inodes.name(inode)
+            && let Ok(inode) = self.inodes.get(inode)
+            && let Ok(parent) = self.inodes.get(inode.parent)
+            && let InodeNode::Directory { digest, .. } = parent.node
+            && let Some(directory) = self.cache.directory_at_hand(digest)
+            && let Some(position) = directory.position(&name)
+            && let Some(closure) = self.inodes.closure(inode.id)
         {
-            let closure = inode.closure();
             self.prefetch
-                .missed_directory(*digest, &directory, position, closure);
+                .missed_directory(digest, &directory, position, closure);
         }
     }
 
     /// Notes an error that a reader is about to get. `inode` is 0 where there is none.
     pub(super) fn failed(&self, inode: u64, digest: Option<Digest>, error: &FsError) {
-        let path = match inode {
-            0 => "/".to_owned(),
+        let names = match inode {
+            0 => Some(Vec::new()),
             inode => self.inodes.path(inode),
         };
-        self.troubles.note(Trouble::new(path, digest, error));
+        let path = names.map_or_else(
+            || "/…".to_owned(),
+            |names| {
+                let names = names.iter().map(|name| String::from_utf8_lossy(name));
+                format!("/{}", names.collect::<Vec<_>>().join("/"))
+            },
+        );
+        self.recent_errors
+            .note(RecentError::new(path, digest, error));
     }
 }

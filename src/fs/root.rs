@@ -35,6 +35,14 @@ impl Root {
         }
     }
 
+    /// Digest and size of the directory whose entries are shown.
+    pub(super) const fn directory(&self) -> Option<(Digest, u64)> {
+        match self {
+            Self::Directory { digest, size } => Some((*digest, *size)),
+            Self::Single { .. } | Self::Names | Self::StorePaths => None,
+        }
+    }
+
     /// `st_size` of the root directory.
     pub(super) const fn entries(&self) -> u64 {
         match self {

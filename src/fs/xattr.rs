@@ -1,5 +1,9 @@
-use super::{Filesystem, FsError, Held, Miss, Outcome, root::ROOT_ID, root::Root};
-use crate::model::{Digest, Node};
+use super::{
+    Filesystem, FsError, Held, Miss, Outcome,
+    inodes::InodeNode,
+    root::{ROOT_ID, Root},
+};
+use crate::model::Digest;
 
 const BLOB_DIGEST: &[u8] = b"user.tvix.castore.blob.digest";
 const DIRECTORY_DIGEST: &[u8] = b"user.tvix.castore.directory.digest";
@@ -7,10 +11,6 @@ const DIRECTORY_DIGEST: &[u8] = b"user.tvix.castore.directory.digest";
 pub const CACHED: &str = "user.castore.cached";
 /// Number of a file's chunks. Not listed.
 pub const CHUNKS: &str = "user.castore.chunks";
-/// On the root: which process serves the mount. Not listed.
-pub const DAEMON: &str = "user.castore.daemon";
-/// On the root: the directory of the cache that it uses. Not listed.
-pub const CACHE_DIR: &str = "user.castore.cache";
 
 enum Subject {
     Directory(Digest),
@@ -23,12 +23,6 @@ impl Filesystem {
     pub fn getxattr(&self, id: u64, name: &[u8], held: &Held) -> Outcome<Vec<u8>> {
         if !self.options.xattr {
             return Outcome::Ready(Err(FsError::XattrOff));
-        }
-        if id == ROOT_ID && name == DAEMON.as_bytes() {
-            return Outcome::Ready(Ok(self.options.daemon.clone().into_bytes()));
-        }
-        if id == ROOT_ID && name == CACHE_DIR.as_bytes() {
-            return Outcome::Ready(Ok(self.options.cache_dir.clone().into_bytes()));
         }
         let subject = match self.subject(id) {
             Ok(subject) => subject,
@@ -81,13 +75,10 @@ impl Filesystem {
         if id == ROOT_ID && !matches!(*self.root(), Root::Directory { .. }) {
             return Ok(Subject::None);
         }
-        Ok(match self.inodes.get(id)?.node() {
-            Node::Directory { digest, .. } => Subject::Directory(*digest),
-            Node::File { digest, size, .. } => Subject::File {
-                digest: *digest,
-                size: *size,
-            },
-            Node::Symlink { .. } => Subject::None,
+        Ok(match self.inodes.get(id)?.node {
+            InodeNode::Directory { digest, .. } => Subject::Directory(digest),
+            InodeNode::File { digest, size, .. } => Subject::File { digest, size },
+            InodeNode::Symlink { .. } => Subject::None,
         })
     }
 }

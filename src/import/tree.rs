@@ -2,10 +2,7 @@ use std::collections::{BTreeMap, HashSet};
 
 use bytes::Bytes;
 
-use crate::{
-    model::{Digest, Directory, DirectoryError, Entry, Name, Node, SizeRule},
-    proto,
-};
+use crate::model::{Digest, Directory, DirectoryError, Entry, Name, Node, SizeRule};
 
 /// A tree on its way in. `F` is a file that is still to be cut, or its node.
 #[derive(Debug, Clone)]
@@ -64,10 +61,10 @@ impl<N> Builder<'_, N> {
             entries.push(Entry { name, node });
         }
         let directory = Directory::new(entries)?;
-        let bytes = Bytes::from(proto::encode_directory(&directory));
-        let digest = Digest::of(&bytes);
+        let digest = directory.digest();
         if self.seen.insert(digest) {
-            self.post_order.push(bytes);
+            self.post_order
+                .push(Bytes::copy_from_slice(directory.encoded()));
         }
         Ok(Node::Directory {
             digest,
@@ -100,16 +97,8 @@ mod tests {
         for (at, bytes) in tree.closure.iter().enumerate() {
             let digest = Digest::of(bytes);
             assert!(at == 0 || known.contains(&digest));
-            let directory = proto::decode_directory(bytes).unwrap();
-            known.extend(
-                directory
-                    .entries()
-                    .iter()
-                    .filter_map(|entry| match entry.node {
-                        Node::Directory { digest, .. } => Some(digest),
-                        Node::File { .. } | Node::Symlink { .. } => None,
-                    }),
-            );
+            let directory = Directory::decode(&bytes[..]).unwrap();
+            known.extend(directory.directories().map(|(digest, _)| digest));
         }
         assert!(matches!(tree.root, Node::Directory { digest, size: 6 }
             if digest == Digest::of(&tree.closure[0])));

@@ -1,4 +1,4 @@
-use std::fmt;
+use std::{borrow::Borrow, fmt};
 
 use bytes::Bytes;
 
@@ -27,19 +27,42 @@ impl Name {
     /// See [`NameError`]; the bytes are part of it, for the message.
     pub fn new(bytes: impl Into<Bytes>) -> Result<Self, NameError> {
         let bytes = bytes.into();
+        Self::check(&bytes)?;
+        Ok(Self(bytes))
+    }
+
+    /// Whether bytes are a name. Copies them for the message only.
+    ///
+    /// # Errors
+    /// See [`NameError`].
+    pub fn check(bytes: &[u8]) -> Result<(), NameError> {
+        let copy = || Bytes::copy_from_slice(bytes);
         if bytes.is_empty() || bytes.len() > MAX_NAME {
-            Err(NameError::Length(bytes))
+            Err(NameError::Length(copy()))
         } else if bytes.iter().any(|byte| matches!(byte, 0 | b'/')) {
-            Err(NameError::Byte(bytes))
-        } else if matches!(&bytes[..], b"." | b"..") {
-            Err(NameError::Dots(bytes))
+            Err(NameError::Byte(copy()))
+        } else if matches!(bytes, b"." | b"..") {
+            Err(NameError::Dots(copy()))
         } else {
-            Ok(Self(bytes))
+            Ok(())
         }
+    }
+
+    /// A copy of bytes that were checked.
+    pub(super) fn of_valid(bytes: &[u8]) -> Self {
+        debug_assert!(Self::check(bytes).is_ok());
+        Self(Bytes::copy_from_slice(bytes))
     }
 
     #[must_use]
     pub const fn as_bytes(&self) -> &Bytes {
+        &self.0
+    }
+}
+
+/// Hashes and compares as its bytes do.
+impl Borrow<[u8]> for Name {
+    fn borrow(&self) -> &[u8] {
         &self.0
     }
 }
@@ -74,13 +97,28 @@ impl Target {
     /// See [`TargetError`].
     pub fn new(bytes: impl Into<Bytes>) -> Result<Self, TargetError> {
         let bytes = bytes.into();
+        Self::check(&bytes)?;
+        Ok(Self(bytes))
+    }
+
+    /// Whether bytes are a target.
+    ///
+    /// # Errors
+    /// See [`TargetError`].
+    pub fn check(bytes: &[u8]) -> Result<(), TargetError> {
         if bytes.is_empty() || bytes.len() > MAX_TARGET {
             Err(TargetError::Length(bytes.len()))
         } else if bytes.contains(&0) {
             Err(TargetError::Nul)
         } else {
-            Ok(Self(bytes))
+            Ok(())
         }
+    }
+
+    /// A copy of bytes that were checked.
+    pub(super) fn of_valid(bytes: &[u8]) -> Self {
+        debug_assert!(Self::check(bytes).is_ok());
+        Self(Bytes::copy_from_slice(bytes))
     }
 
     #[must_use]

@@ -19,3 +19,67 @@ pub enum Node {
         target: Target,
     },
 }
+
+/// A node where it stands in a [`super::Directory`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NodeRef<'a> {
+    Directory {
+        digest: Digest,
+        size: u64,
+    },
+    File {
+        digest: Digest,
+        size: u64,
+        executable: bool,
+    },
+    Symlink {
+        /// A valid [`Target`].
+        target: &'a [u8],
+    },
+}
+
+impl Node {
+    #[must_use]
+    pub fn borrowed(&self) -> NodeRef<'_> {
+        match self {
+            Self::Directory { digest, size } => NodeRef::Directory {
+                digest: *digest,
+                size: *size,
+            },
+            Self::File {
+                digest,
+                size,
+                executable,
+            } => NodeRef::File {
+                digest: *digest,
+                size: *size,
+                executable: *executable,
+            },
+            Self::Symlink { target } => NodeRef::Symlink {
+                target: target.as_bytes(),
+            },
+        }
+    }
+}
+
+impl NodeRef<'_> {
+    /// A copy.
+    #[must_use]
+    pub fn to_node(&self) -> Node {
+        match *self {
+            Self::Directory { digest, size } => Node::Directory { digest, size },
+            Self::File {
+                digest,
+                size,
+                executable,
+            } => Node::File {
+                digest,
+                size,
+                executable,
+            },
+            Self::Symlink { target } => Node::Symlink {
+                target: Target::of_valid(target),
+            },
+        }
+    }
+}

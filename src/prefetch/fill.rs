@@ -142,8 +142,8 @@ async fn pass(
                     // What cannot be had is told to whoever asks for it.
                     match cache.directory(digest, closure).await {
                         Ok(directory) => {
-                            let entries = directory.entries().iter().rev();
-                            left.extend(entries.map(|entry| entry.node.clone()));
+                            let entries = directory.entries().rev();
+                            left.extend(entries.map(|entry| entry.node.to_node()));
                         }
                         Err(_) => is_complete = false,
                     }

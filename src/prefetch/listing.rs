@@ -8,7 +8,7 @@ use tokio::sync::Semaphore;
 
 use crate::{
     cache::Cache,
-    model::{Digest, Directory, Node},
+    model::{Digest, Directory, NodeRef},
 };
 
 /// Directories that are fetched at first, and at the most, beside one that is waited for.
@@ -72,10 +72,10 @@ impl Listings {
                 state.clear();
             }
             let asked = state.entry(digest).or_default();
-            asked.next(position, parent.entries().len())
+            asked.next(position, parent.len())
         };
-        for entry in &parent.entries()[positions] {
-            let Node::Directory { digest, .. } = entry.node else {
+        for entry in positions.filter_map(|position| parent.at(position)) {
+            let NodeRef::Directory { digest, .. } = entry.node else {
                 continue;
             };
             if cache.directory_at_hand(digest).is_none() {

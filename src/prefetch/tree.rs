@@ -2,7 +2,7 @@ use std::sync::Arc;
 
 use crate::{
     cache::Cache,
-    model::{Digest, Name, Node, StorePath},
+    model::{Digest, Name, Node, NodeRef, StorePath},
 };
 
 /// What a mount shows.
@@ -60,8 +60,8 @@ impl Walked {
         };
         let directory = cache.directory(directory, closure).await.ok()?;
         match directory.get(name)? {
-            Node::File { digest, size, .. } if *size > 0 => Some((*digest, *size)),
-            Node::File { .. } | Node::Directory { .. } | Node::Symlink { .. } => None,
+            NodeRef::File { digest, size, .. } if size > 0 => Some((digest, size)),
+            NodeRef::File { .. } | NodeRef::Directory { .. } | NodeRef::Symlink { .. } => None,
         }
     }
 }
@@ -91,7 +91,7 @@ pub async fn node_at(cache: &Arc<Cache>, tree: &Tree, path: &[u8]) -> Option<(No
     }
     let (digest, closure) = directory_at(cache, tree, above).await?;
     let found = cache.directory(digest, closure).await.ok()?;
-    Some((found.get(name)?.clone(), closure))
+    Some((found.get(name)?.to_node(), closure))
 }
 
 /// What a name stands for where the root is made of names.
@@ -124,10 +124,10 @@ async fn directory_at(cache: &Arc<Cache>, tree: &Tree, path: &[u8]) -> Option<(D
     let closure = at;
     for name in names {
         let directory = cache.directory(at, closure).await.ok()?;
-        let Some(Node::Directory { digest, .. }) = directory.get(name) else {
+        let Some(NodeRef::Directory { digest, .. }) = directory.get(name) else {
             return None;
         };
-        at = *digest;
+        at = digest;
     }
     Some((at, closure))
 }

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     cache::Cache,
-    model::{Digest, Directory, Node},
+    model::{Digest, Directory, NodeRef},
 };
 
 /// Files that are fetched at first.
@@ -309,7 +309,7 @@ pub(super) fn of_beginning(size: u64) -> Range<u64> {
 fn small_files(directory: &Directory, bytes: u64, count: usize) -> Option<Vec<(Digest, u64)>> {
     let (mut files, mut sum) = (Vec::new(), 0_u64);
     for entry in directory.entries() {
-        if let Node::File { digest, size, .. } = entry.node
+        if let NodeRef::File { digest, size, .. } = entry.node
             && size > 0
         {
             sum = sum.saturating_add(size);
@@ -328,15 +328,15 @@ impl Frontier {
         let mut empty = 0;
         loop {
             let (directory, position) = self.stack.last_mut()?;
-            let Some(entry) = directory.entries().get(*position) else {
+            let Some(entry) = directory.at(*position) else {
                 self.stack.pop();
                 continue;
             };
             *position += 1;
             match entry.node {
-                Node::File { digest, size, .. } if size > 0 => return Some((digest, size)),
-                Node::File { .. } | Node::Symlink { .. } => {}
-                Node::Directory { digest, .. } => {
+                NodeRef::File { digest, size, .. } if size > 0 => return Some((digest, size)),
+                NodeRef::File { .. } | NodeRef::Symlink { .. } => {}
+                NodeRef::Directory { digest, .. } => {
                     empty += 1;
                     if empty > EMPTY {
                         return None;

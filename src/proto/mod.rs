@@ -8,9 +8,8 @@
 mod convert;
 
 pub use convert::{
-    DecodeError, decode_directory, decode_manifest, decode_node, directory_message,
-    directory_to_wire, encode_directory, encode_manifest, encode_node, manifest_message,
-    manifest_of, node_message, node_of,
+    DecodeError, decode_manifest, decode_node, directory_message, directory_to_wire,
+    encode_manifest, encode_node, manifest_message, manifest_of, node_message, node_of,
 };
 
 /// The messages, and the services under the package name `tvix.castore.v1`.

@@ -9,7 +9,7 @@ use tonic::{Request, Response, Status, Streaming, async_trait};
 
 use super::{Shared, blobs::digest, patience, status};
 use crate::{
-    model::{Digest, Directory, Node, SizeRule},
+    model::{Digest, Directory, SizeRule},
     proto::{
         self,
         tvix::castore::v1::{
@@ -85,8 +85,8 @@ fn closure(
         let next = left.pop_front()?;
         let message = match shared.cache.directory(next, root).await {
             Ok(directory) => {
-                let children = children(&directory).filter(|(child, _)| seen.insert(*child));
-                left.extend(children.map(|(child, _)| child));
+                let children = directory.directories().map(|(child, _)| child);
+                left.extend(children.filter(|child| seen.insert(*child)));
                 Ok(proto::directory_to_wire(&directory))
             }
             Err(error) => {
@@ -97,16 +97,6 @@ fn closure(
         Some((message, (shared, left, seen)))
     })
     .boxed()
-}
-
-fn children(directory: &Directory) -> impl Iterator<Item = (Digest, u64)> + '_ {
-    directory
-        .entries()
-        .iter()
-        .filter_map(|entry| match entry.node {
-            Node::Directory { digest, size } => Some((digest, size)),
-            Node::File { .. } | Node::Symlink { .. } => None,
-        })
 }
 
 /// Directories that are put: leaves first, the root last.
@@ -128,8 +118,8 @@ impl Closure {
         if self.bytes > MAX_CLOSURE {
             return Err(format!("more than {MAX_CLOSURE} bytes of directories"));
         }
-        let directory = proto::decode_directory(&bytes).map_err(|error| error.to_string())?;
-        for (child, size) in children(&directory) {
+        let directory = Directory::decode(&bytes[..]).map_err(|error| error.to_string())?;
+        for (child, size) in directory.directories() {
             let actual = match self.known.get(&child) {
                 Some(actual) => *actual,
                 None if child == Digest::empty() => 0,
@@ -170,7 +160,7 @@ impl Closure {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Entry, Name};
+    use crate::model::{Entry, Name, Node};
 
     fn directory(children: &[(&'static str, &wire::Directory, u64)]) -> wire::Directory {
         let entries = children.iter().map(|(name, child, size)| Entry {

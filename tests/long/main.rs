@@ -22,8 +22,7 @@ use std::{
 };
 
 use castore::{
-    model::{Digest, Node},
-    proto,
+    model::{Digest, Directory, NodeRef},
     remote::{self, Chain, Outage, Policy, Urgency},
 };
 use futures::{StreamExt, TryStreamExt};
@@ -41,8 +40,8 @@ async fn read_all(address: &str, root: Digest) -> u64 {
     let mut files = Vec::new();
     let mut records = chain.closure(root, 0).await.unwrap();
     while let Some(record) = records.try_next().await.unwrap() {
-        for entry in proto::decode_directory(&record).unwrap().entries() {
-            if let Node::File { digest, size, .. } = entry.node {
+        for entry in Directory::decode(record).unwrap().entries() {
+            if let NodeRef::File { digest, size, .. } = entry.node {
                 files.push((digest, size));
             }
         }

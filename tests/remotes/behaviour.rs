@@ -12,8 +12,7 @@ use castore::{
     cache::{Cache, Config, Quota, Slice},
     copy,
     import::{self, Options, Progress},
-    model::{Digest, Directory, Entry, Manifest, Name, Node, SizeRule},
-    proto,
+    model::{Digest, Directory, Entry, EntryRef, Manifest, Name, Node, NodeRef, SizeRule},
     remote::{Chain, Policy, Publish, Remote, RemoteError, Urgency},
 };
 use futures::StreamExt;
@@ -83,23 +82,19 @@ pub async fn compare(cache: &Arc<Cache>, root: &Node, source: &Path) -> Result<(
         let directory = cache.directory(digest, root).await;
         let directory = directory.map_err(|error| error.to_string())?;
         let listed = std::fs::read_dir(&path).unwrap().count();
-        assert_eq!(directory.entries().len(), listed, "{path:?}");
-        for Entry { name, node } in directory.entries() {
+        assert_eq!(directory.len(), listed, "{path:?}");
+        for EntryRef { name, node } in directory.entries() {
             seen += 1;
-            let path = path.join(
-                <std::ffi::OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(name.as_bytes()),
-            );
+            let path =
+                path.join(<std::ffi::OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(name));
             match node {
-                Node::Directory { digest, .. } => left.push((*digest, path)),
-                Node::Symlink { target } => {
+                NodeRef::Directory { digest, .. } => left.push((digest, path)),
+                NodeRef::Symlink { target } => {
                     let actual = std::fs::read_link(&path).unwrap();
-                    assert_eq!(
-                        actual.as_os_str().as_encoded_bytes(),
-                        &target.as_bytes()[..]
-                    );
+                    assert_eq!(actual.as_os_str().as_encoded_bytes(), target);
                 }
-                Node::File { digest, size, .. } => {
-                    let bytes = read(cache, *digest, *size).await?;
+                NodeRef::File { digest, size, .. } => {
+                    let bytes = read(cache, digest, size).await?;
                     assert!(
                         bytes == std::fs::read(&path).unwrap(),
                         "wrong bytes: {path:?}"
@@ -329,7 +324,7 @@ fn what_was_put_is_there(fixture: &Fixture, place: &str) {
             },
         };
         let child = Directory::new(vec![entry]).unwrap();
-        let child_bytes = Bytes::from(proto::encode_directory(&child));
+        let child_bytes = Bytes::copy_from_slice(child.encoded());
         let entry = Entry {
             name: Name::new("d").unwrap(),
             node: Node::Directory {
@@ -337,9 +332,8 @@ fn what_was_put_is_there(fixture: &Fixture, place: &str) {
                 size: child.size(SizeRule::Protocol),
             },
         };
-        let root_bytes = Bytes::from(proto::encode_directory(
-            &Directory::new(vec![entry]).unwrap(),
-        ));
+        let root = Directory::new(vec![entry]).unwrap();
+        let root_bytes = Bytes::copy_from_slice(root.encoded());
         let root = Digest::of(&root_bytes);
         assert!(!publish.has_closure(root).await.unwrap());
         let closure = vec![root_bytes, child_bytes];

@@ -139,7 +139,7 @@ impl Plain {
     }
 
     pub fn directory(&self, directory: &Directory) -> Node {
-        let bytes = Bytes::from(proto::encode_directory(directory));
+        let bytes = Bytes::copy_from_slice(directory.encoded());
         let digest = Digest::of(&bytes);
         self.state.directories.lock().unwrap().insert(digest, bytes);
         Node::Directory {
@@ -276,12 +276,8 @@ impl DirectoryService for Service {
             }
             let bytes = known.get(&next).cloned();
             let bytes = bytes.ok_or_else(|| Status::not_found("no such directory"))?;
-            let directory = proto::decode_directory(&bytes).unwrap();
-            for entry in directory.entries() {
-                if let Node::Directory { digest, .. } = entry.node {
-                    left.push(digest);
-                }
-            }
+            let directory = Directory::decode(bytes).unwrap();
+            left.extend(directory.directories().map(|(digest, _)| digest));
             sent.push(Ok(proto::directory_to_wire(&directory)));
         }
         Ok(Response::new(futures::stream::iter(sent).boxed()))

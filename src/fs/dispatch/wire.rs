@@ -1,25 +1,13 @@
 //! Messages of the FUSE protocol, laid out as in `include/uapi/linux/fuse.h` of Linux 6.18.
 
-use std::time::Duration;
+use std::{io, time::Duration};
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::fs::{Attr, Entry};
 
-/// How long what never changes is valid, in seconds: for ever, as far as a mount goes.
-const FOR_EVER: u64 = 1_000_000_000;
-
-pub(super) mod opcode {
-    pub(in super::super) const LOOKUP: u32 = 1;
-    pub(in super::super) const OPEN: u32 = 14;
-    pub(in super::super) const READ: u32 = 15;
-    pub(in super::super) const GETXATTR: u32 = 22;
-    pub(in super::super) const INIT: u32 = 26;
-    pub(in super::super) const OPENDIR: u32 = 27;
-    pub(in super::super) const READDIR: u32 = 28;
-    pub(in super::super) const INTERRUPT: u32 = 36;
-    pub(in super::super) const READDIRPLUS: u32 = 44;
-}
+/// How long the kernel may keep what never changes, in seconds: longer than any mount lives.
+const NEVER_EXPIRES: u64 = 1_000_000_000;
 
 /// Flags of [`OpenOut`].
 pub(super) const FOPEN_KEEP_CACHE: u32 = 1 << 1;
@@ -41,11 +29,26 @@ pub(super) struct InHeader {
 
 #[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
-pub(super) struct OutHeader {
-    pub(super) len: u32,
-    /// 0 or a negative errno.
-    pub(super) error: i32,
-    pub(super) unique: u64,
+pub(in crate::fs) struct OutHeader {
+    len: u32,
+    /// 0 or a negative errno; of a notification its code.
+    error: i32,
+    unique: u64,
+}
+
+impl OutHeader {
+    /// The header before `body` bytes.
+    ///
+    /// # Errors
+    /// When that is more than any message has.
+    pub(in crate::fs) fn new(unique: u64, error: i32, body: u64) -> io::Result<Self> {
+        let len = size_of::<Self>() as u64 + body;
+        Ok(Self {
+            len: u32::try_from(len).map_err(io::Error::other)?,
+            error,
+            unique,
+        })
+    }
 }
 
 #[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -188,7 +191,7 @@ pub(super) struct Dirent {
 impl From<&Attr> for AttrOut {
     fn from(attr: &Attr) -> Self {
         Self {
-            inode: attr.inode,
+            inode: attr.number,
             size: attr.size,
             blocks: attr.blocks(),
             mtime: Attr::MTIME,
@@ -206,7 +209,7 @@ impl From<&Entry> for EntryOut {
     fn from(entry: &Entry) -> Self {
         Self {
             node: entry.id,
-            attr_valid: FOR_EVER,
+            attr_valid: NEVER_EXPIRES,
             attr: (&entry.attr).into(),
             ..Self::absent(entry.ttl)
         }
@@ -216,7 +219,7 @@ impl From<&Entry> for EntryOut {
 impl EntryOut {
     /// The answer that there is no such entry.
     pub(super) fn absent(ttl: Option<Duration>) -> Self {
-        let ttl = ttl.unwrap_or(ATTR_TTL);
+        let ttl = ttl.unwrap_or(Duration::from_secs(NEVER_EXPIRES));
         Self {
             entry_valid: ttl.as_secs(),
             entry_valid_nanos: ttl.subsec_nanos(),
@@ -225,8 +228,74 @@ impl EntryOut {
     }
 }
 
-/// How long attributes are valid.
-pub(super) const ATTR_TTL: Duration = Duration::from_secs(FOR_EVER);
+/// Answer of GETATTR.
+#[derive(Debug, Clone, Copy, IntoBytes, Immutable)]
+#[repr(C)]
+pub(super) struct GetattrOut {
+    pub(super) attr_valid: u64,
+    pub(super) attr_valid_nanos: u32,
+    pub(super) padding: u32,
+    pub(super) attr: AttrOut,
+}
+
+impl From<&Attr> for GetattrOut {
+    fn from(attr: &Attr) -> Self {
+        Self {
+            attr_valid: NEVER_EXPIRES,
+            attr_valid_nanos: 0,
+            padding: 0,
+            attr: attr.into(),
+        }
+    }
+}
+
+/// Answer of STATFS.
+#[derive(Debug, Clone, Copy, Default, IntoBytes, Immutable)]
+#[repr(C)]
+pub(super) struct StatfsOut {
+    pub(super) blocks: u64,
+    pub(super) blocks_free: u64,
+    pub(super) blocks_available: u64,
+    pub(super) files: u64,
+    pub(super) files_free: u64,
+    pub(super) block_size: u32,
+    pub(super) name_len: u32,
+    pub(super) fragment_size: u32,
+    pub(super) padding: u32,
+    pub(super) spare: [u32; 6],
+}
+
+/// Of FORGET.
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub(super) struct ForgetIn {
+    pub(super) lookups: u64,
+}
+
+/// Of `BATCH_FORGET`; followed by as many [`ForgetOne`].
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub(super) struct BatchForgetIn {
+    pub(super) count: u32,
+    pub(super) padding: u32,
+}
+
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub(super) struct ForgetOne {
+    pub(super) node: u64,
+    pub(super) lookups: u64,
+}
+
+/// Of RELEASE and RELEASEDIR.
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub(super) struct ReleaseIn {
+    pub(super) handle: u64,
+    pub(super) flags: u32,
+    pub(super) release_flags: u32,
+    pub(super) lock_owner: u64,
+}
 
 /// Splits a message from the kernel into its first structure and the rest.
 pub(super) fn split<T: FromBytes>(message: &[u8]) -> Option<(T, &[u8])> {
@@ -254,5 +323,9 @@ mod tests {
         assert_eq!(size_of::<EntryOut>(), 128);
         assert_eq!(size_of::<Dirent>(), 24);
         assert_eq!(size_of::<OpenOut>(), 16);
+        assert_eq!(size_of::<GetattrOut>(), 104);
+        assert_eq!(size_of::<StatfsOut>(), 80);
+        assert_eq!(size_of::<ReleaseIn>(), 24);
+        assert_eq!(size_of::<ForgetOne>(), 16);
     }
 }

@@ -2,11 +2,11 @@ use super::wire::{InitIn, InitOut};
 
 /// The protocol that this code was written against. Kernels before 7.31 lack what a mount here relies on.
 const MAJOR: u32 = 7;
-const MINOR: u32 = 40;
+const MINOR: u32 = 45;
 const OLDEST_MINOR: u32 = 31;
 
 /// Bytes of the largest request or answer, without headers.
-pub(super) const MAX_TRANSFER: u32 = 1 << 20;
+pub(in crate::fs) const MAX_TRANSFER: u32 = 1 << 20;
 const MAX_PAGES: u16 = 256;
 /// Readaheads under way at once. At the kernel's default of 12, twelve that are stuck stop all readahead.
 const MAX_BACKGROUND: u16 = 1024;
@@ -14,7 +14,6 @@ const CONGESTION: u16 = 768;
 
 const ASYNC_READ: u64 = 1 << 0;
 const DO_READDIRPLUS: u64 = 1 << 13;
-const READDIRPLUS_AUTO: u64 = 1 << 14;
 const NO_OPEN_SUPPORT: u64 = 1 << 17;
 const PARALLEL_DIROPS: u64 = 1 << 18;
 const MAX_PAGES_FLAG: u64 = 1 << 22;
@@ -24,12 +23,12 @@ const EXPLICIT_INVAL_DATA: u64 = 1 << 25;
 const INIT_EXT: u64 = 1 << 30;
 const HAS_EXPIRE_ONLY: u64 = 1 << 35;
 const NO_EXPORT_SUPPORT: u64 = 1 << 38;
-const HAS_RESEND: u64 = 1 << 39;
 
-/// What we want, where the kernel offers it. Never `WRITEBACK_CACHE`.
+/// What we want, where the kernel offers it. Never `WRITEBACK_CACHE`; not `READDIRPLUS_AUTO`, since it makes programs that list first
+/// and look afterwards (`du`, `find -size`) look nearly everything up one by one: see `listing_reply`; not `HAS_RESEND` as long as
+/// nobody takes a connection over.
 const WANTED: u64 = ASYNC_READ
     | DO_READDIRPLUS
-    | READDIRPLUS_AUTO
     | PARALLEL_DIROPS
     | MAX_PAGES_FLAG
     | CACHE_SYMLINKS
@@ -37,8 +36,7 @@ const WANTED: u64 = ASYNC_READ
     | EXPLICIT_INVAL_DATA
     | INIT_EXT
     | HAS_EXPIRE_ONLY
-    | NO_EXPORT_SUPPORT
-    | HAS_RESEND;
+    | NO_EXPORT_SUPPORT;
 
 /// How files are opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -52,7 +50,7 @@ pub enum IoMode {
 
 /// What is answered to INIT.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Agreement {
+pub(super) enum Negotiated {
     Answer {
         minor: u32,
         flags: u64,
@@ -64,12 +62,12 @@ pub(super) enum Agreement {
 }
 
 /// `flags2` is the second half of the kernel's flags, 0 where it sent none.
-pub(super) const fn agree(kernel: &InitIn, flags2: u32, mode: IoMode) -> Agreement {
+pub(super) const fn agree(kernel: &InitIn, flags2: u32, mode: IoMode) -> Negotiated {
     if kernel.major > MAJOR {
-        return Agreement::OtherMajor;
+        return Negotiated::OtherMajor;
     }
     if kernel.major < MAJOR || kernel.minor < OLDEST_MINOR {
-        return Agreement::TooOld;
+        return Negotiated::TooOld;
     }
     let mut offered = kernel.flags as u64;
     if offered & INIT_EXT != 0 {
@@ -79,7 +77,7 @@ pub(super) const fn agree(kernel: &InitIn, flags2: u32, mode: IoMode) -> Agreeme
         IoMode::Small => WANTED | NO_OPEN_SUPPORT,
         IoMode::Large => WANTED,
     };
-    Agreement::Answer {
+    Negotiated::Answer {
         minor: if kernel.minor < MINOR {
             kernel.minor
         } else {
@@ -128,16 +126,17 @@ mod tests {
 
     #[test]
     fn only_what_is_offered_and_never_writeback() {
-        let Agreement::Answer { minor, flags, .. } = agree(&KERNEL, u32::MAX, IoMode::Small) else {
+        let Negotiated::Answer { minor, flags, .. } = agree(&KERNEL, u32::MAX, IoMode::Small)
+        else {
             panic!("refused");
         };
-        assert_eq!((minor, flags), (MINOR, WANTED | NO_OPEN_SUPPORT));
+        assert_eq!((minor, flags), (44, WANTED | NO_OPEN_SUPPORT));
         assert_eq!(flags & (1 << 16), 0);
         let poor = InitIn { flags: 1, ..KERNEL };
         let answer = agree(&poor, u32::MAX, IoMode::Large);
         assert!(matches!(
             answer,
-            Agreement::Answer {
+            Negotiated::Answer {
                 flags: ASYNC_READ,
                 ..
             }
@@ -147,11 +146,11 @@ mod tests {
     #[test]
     fn other_versions() {
         let newer = InitIn { major: 8, ..KERNEL };
-        assert_eq!(agree(&newer, 0, IoMode::Small), Agreement::OtherMajor);
+        assert_eq!(agree(&newer, 0, IoMode::Small), Negotiated::OtherMajor);
         let older = InitIn {
             minor: 30,
             ..KERNEL
         };
-        assert_eq!(agree(&older, 0, IoMode::Small), Agreement::TooOld);
+        assert_eq!(agree(&older, 0, IoMode::Small), Negotiated::TooOld);
     }
 }

@@ -16,7 +16,7 @@ const QUIET: u64 = 10;
 
 /// An error that a reader has met, in words for a person.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Trouble {
+pub struct RecentError {
     /// When it was met last, in seconds since 1970.
     pub at: u64,
     /// Path from the mount's root.
@@ -33,7 +33,7 @@ pub struct Trouble {
     told: bool,
 }
 
-impl Trouble {
+impl RecentError {
     pub(super) fn new(path: String, digest: Option<Digest>, error: &FsError) -> Self {
         let remote = match error {
             FsError::Cache(error) => error.remote().map(ToOwned::to_owned),
@@ -98,37 +98,37 @@ fn remedy(error: &FsError) -> &'static str {
 
 /// The last errors.
 #[derive(Debug, Default)]
-pub(super) struct Troubles {
+pub(super) struct RecentErrors {
     /// The lock is held for a change of the list only.
-    list: Mutex<VecDeque<Trouble>>,
+    list: Mutex<VecDeque<RecentError>>,
 }
 
-impl Troubles {
-    pub(super) fn note(&self, trouble: Trouble) {
+impl RecentErrors {
+    pub(super) fn note(&self, error: RecentError) {
         let mut list = self.list.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = list.iter().position(|known| known.is_again(&trouble));
-        let mut trouble = trouble;
-        let mut log = !trouble.told;
+        let known = list.iter().position(|known| known.is_again(&error));
+        let mut error = error;
+        let mut log = !error.told;
         if let Some(known) = known.and_then(|position| list.remove(position)) {
-            trouble.count += known.count;
-            log &= trouble.at >= known.at + QUIET;
+            error.count += known.count;
+            log &= error.at >= known.at + QUIET;
         }
         if log {
             tracing::warn!(
-                path = trouble.path,
-                digest = trouble.digest,
-                remedy = trouble.remedy,
+                path = error.path,
+                digest = error.digest,
+                remedy = error.remedy,
                 "{}",
-                trouble.message
+                error.message
             );
         }
         if list.len() >= KEPT {
             list.pop_front();
         }
-        list.push_back(trouble);
+        list.push_back(error);
     }
 
-    pub(super) fn list(&self) -> Vec<Trouble> {
+    pub(super) fn list(&self) -> Vec<RecentError> {
         let list = self.list.lock().unwrap_or_else(PoisonError::into_inner);
         list.iter().cloned().collect()
     }
@@ -140,14 +140,14 @@ mod tests {
 
     #[test]
     fn the_last_twenty_are_kept_and_repeats_are_counted() {
-        let troubles = Troubles::default();
+        let errors = RecentErrors::default();
         for number in 0..30 {
             for _ in 0..3 {
                 let path = format!("/{number}");
-                troubles.note(Trouble::new(path, None, &FsError::Unreadable));
+                errors.note(RecentError::new(path, None, &FsError::Unreadable));
             }
         }
-        let list = troubles.list();
+        let list = errors.list();
         assert_eq!(list.len(), KEPT);
         assert_eq!((list[0].path.as_str(), list[0].count), ("/10", 3));
         assert_eq!(list[KEPT - 1].path, "/29");

@@ -1,0 +1,220 @@
+//! FUSE requests, over any transport: decodes a message, runs the operation on the filesystem, answers. What misses waits off the
+//! transport's threads.
+//!
+//! - [`Dispatcher`]: takes messages, lets those wait that miss
+//! - [`Transport`], [`Capabilities`]: what it needs of the way to the kernel
+//! - `opcode`: what becomes of each operation of the protocol; `operations`: those that are answered, one function each
+//! - `listing_reply`: READDIR and READDIRPLUS; `lookup_credit`: whose listings come with inodes
+//! - `reply`: the one answer of a request; `pending`: requests that wait, and interrupting them
+//! - `callers`: which signal ends a caller's wait
+//! - `negotiation`: INIT; `notification`: having the kernel drop what it keeps
+//! - `wire`: the layout of the messages
+
+mod callers;
+mod listing_reply;
+mod lookup_credit;
+mod negotiation;
+mod notification;
+mod opcode;
+mod operations;
+mod pending;
+mod reply;
+mod transport;
+mod waiting;
+mod wire;
+
+use std::{
+    fmt,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+    time::Duration,
+};
+
+use tokio::{
+    runtime::Handle,
+    sync::{Semaphore, watch},
+    task::AbortHandle,
+};
+
+use self::{
+    lookup_credit::LookupCredit,
+    opcode::{Handling, Opcode},
+    pending::Pending,
+    reply::Reply,
+    wire::{InHeader, InterruptIn, split},
+};
+pub use self::{
+    negotiation::IoMode,
+    transport::{Answer, Body, Capabilities, RequestId, Transport},
+};
+pub(in crate::fs) use self::{
+    negotiation::MAX_TRANSFER, notification::invalidate_wrong_blobs, wire::OutHeader,
+};
+use super::{Filesystem, FsError, Held, Miss};
+
+/// Bytes that a message may have beside the largest transfer.
+pub(in crate::fs) const HEADERS: usize = 4096;
+
+/// How requests are answered.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Options {
+    pub io_mode: IoMode,
+    /// No request waits longer than this: past its own limit the kernel ends the connection.
+    pub longest_wait: Option<Duration>,
+}
+
+/// Whether the kernel and this program agreed on how to talk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Agreement {
+    /// INIT has not come yet.
+    Open,
+    Reached,
+    Failed,
+}
+
+/// Answers the requests of one mount. The transport's threads, which call [`Dispatcher::handle`], never wait for the network.
+pub struct Dispatcher {
+    fs: Arc<Filesystem>,
+    transport: Arc<dyn Transport>,
+    options: Options,
+    runtime: Handle,
+    pending: Arc<Pending>,
+    /// Places for fetches for which nobody waits any more.
+    abandoned: Semaphore,
+    credit: LookupCredit,
+    agreement: watch::Sender<Agreement>,
+    /// Looks at interrupted callers.
+    watcher: AbortHandle,
+}
+
+/// A message from the kernel.
+#[derive(Clone, Copy)]
+struct Request<'a> {
+    header: InHeader,
+    body: &'a [u8],
+}
+
+/// Memory that a thread uses again for each answer.
+#[derive(Debug, Default)]
+pub struct Scratch {
+    listing: Vec<u8>,
+    looked_up: Vec<(u64, u64)>,
+}
+
+/// Gives the reply of the request that is run, if it still waits; asked once, before anything is done that belongs to the answer.
+type TakeReply<'a> = &'a mut dyn FnMut() -> Option<Reply>;
+
+impl fmt::Debug for Dispatcher {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Dispatcher")
+            .field("transport", &self.transport)
+            .field("options", &self.options)
+            .field("pending", &self.pending)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Dispatcher {
+    /// Must be called within a tokio runtime, in which requests that miss will wait.
+    #[must_use]
+    pub fn new(fs: Arc<Filesystem>, transport: Arc<dyn Transport>, options: Options) -> Arc<Self> {
+        let pending = Arc::new(Pending::default());
+        let watcher = tokio::spawn(waiting::watch_callers(Arc::clone(&pending))).abort_handle();
+        Arc::new(Self {
+            fs,
+            transport,
+            options,
+            runtime: Handle::current(),
+            pending,
+            abandoned: Semaphore::new(waiting::MOST_ABANDONED),
+            credit: LookupCredit::default(),
+            agreement: watch::channel(Agreement::Open).0,
+            watcher,
+        })
+    }
+
+    /// Whether the kernel and this program agree on how to talk, as it becomes known.
+    #[must_use]
+    pub fn agreement(&self) -> watch::Receiver<Agreement> {
+        self.agreement.subscribe()
+    }
+
+    /// How many requests wait.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        self.pending.len()
+    }
+
+    /// Takes a message. `slot` is the transport's own and comes back with the answer. A panic is caught here: the request gets EIO,
+    /// and the thread lives on.
+    pub fn handle(self: &Arc<Self>, slot: u64, message: &[u8], scratch: &mut Scratch) {
+        let Some((header, body)) = split::<InHeader>(message) else {
+            tracing::warn!(bytes = message.len(), "a message that is too short");
+            return;
+        };
+        let request = Request { header, body };
+        let handled = catch_unwind(AssertUnwindSafe(|| self.accept(slot, &request, scratch)));
+        if handled.is_err() {
+            request.log_panic();
+        }
+    }
+
+    fn accept(self: &Arc<Self>, slot: u64, request: &Request<'_>, scratch: &mut Scratch) {
+        let opcode = match opcode::handling(request.header.opcode) {
+            Handling::Run(opcode) => opcode,
+            Handling::Refused(errno) => return self.reply(slot, request).errno(errno),
+            Handling::Ignored => return,
+        };
+        match opcode {
+            // These have no answer.
+            Opcode::Forget => self.forget(request),
+            Opcode::BatchForget => self.forget_many(request),
+            Opcode::Interrupt => {
+                if let Some((InterruptIn { unique }, _)) = split(request.body) {
+                    self.pending.interrupt(unique);
+                }
+            }
+            Opcode::Init => self.init(request, self.reply(slot, request)),
+            Opcode::Destroy => {
+                // Nothing waits any more where the kernel asks; whatever else asks gets an answer for each.
+                drop(self.pending.take_all());
+                self.reply(slot, request).bytes(&[]);
+            }
+            _ => {
+                let mut reply = Some(self.reply(slot, request));
+                let held = Held::default();
+                let miss = self.run(opcode, request, &held, scratch, &mut || reply.take());
+                if let (Some(miss), Some(reply)) = (miss, reply) {
+                    self.wait(opcode, request, reply, miss);
+                }
+            }
+        }
+    }
+
+    fn reply(&self, slot: u64, request: &Request<'_>) -> Reply {
+        let id = RequestId {
+            unique: request.header.unique,
+            slot,
+        };
+        Reply::new(Arc::clone(&self.transport), id)
+    }
+}
+
+impl Drop for Dispatcher {
+    fn drop(&mut self) {
+        self.watcher.abort();
+    }
+}
+
+impl Request<'_> {
+    fn log_panic(&self) {
+        let InHeader {
+            opcode,
+            unique,
+            node,
+            ..
+        } = self.header;
+        let len = self.body.len();
+        tracing::error!(opcode, unique, node, len, "a request was ended by a panic");
+    }
+}

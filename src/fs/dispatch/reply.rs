@@ -1,0 +1,94 @@
+use std::sync::Arc;
+
+use super::transport::{Answer, Body, RequestId, Transport};
+use crate::{cache::Slice, fs::FsError};
+
+/// The answer that a request waits for. It is given once; a reply that is dropped, because of a panic or because a task was ended, is
+/// EIO, so no caller is left without an answer.
+#[derive(Debug)]
+pub(super) struct Reply {
+    transport: Arc<dyn Transport>,
+    id: RequestId,
+    is_open: bool,
+}
+
+/// The transport could not read the slices; the request still waits.
+#[derive(Debug)]
+pub(super) struct Unreadable(pub(super) Reply);
+
+impl Reply {
+    pub(super) const fn new(transport: Arc<dyn Transport>, id: RequestId) -> Self {
+        Self {
+            transport,
+            id,
+            is_open: true,
+        }
+    }
+
+    pub(super) const fn unique(&self) -> u64 {
+        self.id.unique
+    }
+
+    /// Whether the kernel took the answer: not when the request was given up meanwhile.
+    pub(super) fn bytes(mut self, parts: &[&[u8]]) -> bool {
+        self.send(0, Body::Bytes(parts))
+    }
+
+    /// Content of a file.
+    pub(super) fn slices(mut self, slices: &[Slice]) -> Result<(), Unreadable> {
+        let answer = Answer {
+            to: self.id,
+            errno: 0,
+            body: Body::Slices(slices),
+        };
+        match self.transport.send(&answer) {
+            Err(error) if error.raw_os_error() == Some(libc::EFAULT) => Err(Unreadable(self)),
+            sent => {
+                self.is_open = false;
+                note(sent);
+                Ok(())
+            }
+        }
+    }
+
+    pub(super) fn error(self, error: &FsError) {
+        self.errno(error.errno());
+    }
+
+    /// `errno` is positive.
+    pub(super) fn errno(mut self, errno: i32) {
+        self.send(errno, Body::Bytes(&[]));
+    }
+
+    fn send(&mut self, errno: i32, body: Body<'_>) -> bool {
+        let answer = Answer {
+            to: self.id,
+            errno,
+            body,
+        };
+        let sent = self.transport.send(&answer);
+        self.is_open = false;
+        note(sent)
+    }
+}
+
+impl Drop for Reply {
+    fn drop(&mut self) {
+        if self.is_open {
+            self.send(FsError::Panicked.errno(), Body::Bytes(&[]));
+        }
+    }
+}
+
+/// Whether an answer was taken.
+fn note(sent: std::io::Result<()>) -> bool {
+    match sent {
+        Ok(()) => true,
+        // ENOENT: the caller was killed; ENODEV: the filesystem was unmounted.
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV)) => false,
+        Err(error) => {
+            tracing::warn!(%error, "the kernel did not take an answer");
+            false
+        }
+    }
+}

@@ -1,0 +1,78 @@
+use std::{fmt, io};
+
+use crate::cache::Slice;
+
+/// A way on which requests come and answers go: `/dev/fuse`, a queue of a virtual machine, a socket in tests. It hands each message to
+/// [`super::Dispatcher::handle`].
+pub trait Transport: fmt::Debug + Send + Sync + 'static {
+    fn capabilities(&self) -> Capabilities;
+
+    /// Sends an answer, as a whole and once for each request.
+    ///
+    /// # Errors
+    /// `EFAULT` when bytes of a slice could not be read from disk: nothing was sent then. `ENOENT` and `ENODEV` when nobody waits
+    /// for the answer any more.
+    fn send(&self, answer: &Answer<'_>) -> io::Result<()>;
+
+    /// Sends a notification: `code` is one of `enum fuse_notify_code`, `parts` are joined. Blocks while the kernel takes it.
+    ///
+    /// # Errors
+    /// `ENOENT` when the kernel does not know what it is about. `ENOSYS` where there are none.
+    fn notify(&self, code: i32, parts: &[&[u8]]) -> io::Result<()>;
+}
+
+/// What a transport can do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Capabilities {
+    /// Bytes of the largest answer, without headers.
+    pub max_transfer: u32,
+    /// Whether INTERRUPT comes when a caller gets a signal.
+    pub interrupts: bool,
+    /// Whether [`Transport::notify`] works, so that what the kernel keeps can be taken back.
+    pub notifications: bool,
+    /// Whether a backing file can be handed to the kernel (passthrough).
+    pub backing_files: bool,
+}
+
+/// The answer of one request.
+#[derive(Debug, Clone, Copy)]
+pub struct Answer<'a> {
+    pub to: RequestId,
+    /// Positive; 0 for success.
+    pub errno: i32,
+    pub body: Body<'a>,
+}
+
+/// Which request, for the kernel and for the transport.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RequestId {
+    /// As in the request's header.
+    pub unique: u64,
+    /// The transport's own: where the answer belongs, such as an entry of a ring.
+    pub slot: u64,
+}
+
+/// What follows the header of an answer.
+#[derive(Debug, Clone, Copy)]
+pub enum Body<'a> {
+    /// Parts that are sent one behind the other.
+    Bytes(&'a [&'a [u8]]),
+    /// Content of a file: the transport has `writev` point at it, or reads it into its own buffer by `pread`.
+    Slices(&'a [Slice]),
+}
+
+impl Body<'_> {
+    /// In bytes.
+    #[must_use]
+    pub fn len(&self) -> u64 {
+        match self {
+            Self::Bytes(parts) => parts.iter().map(|part| part.len() as u64).sum(),
+            Self::Slices(slices) => slices.iter().map(|slice| slice.len).sum(),
+        }
+    }
+
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}

@@ -1,0 +1,681 @@
+//! What the kernel was told of and has not forgotten: node ids, and what each stands for.
+//!
+//! - [`InodeTable`]: finding, adding and forgetting inodes
+//! - [`InodeView`]: a copy of what an operation needs of one
+//! - `update`: another tree under the inodes that are known
+//! - `segments`: where inodes lie; `short_name`: their names
+//!
+//! A node id is of one parent and one name, whatever lies there: programs take what shares an id for one file (overlayfs,
+//! `dlopen`, `flock`, inotify, `cp`). Content is shared below: in blobs and mappings.
+
+mod segments;
+mod short_name;
+mod update;
+
+use std::{
+    hash::BuildHasher,
+    sync::{
+        PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
+    },
+};
+
+use hashbrown::{DefaultHashBuilder, HashTable};
+
+pub(super) use self::update::{Change, ChangedName, HowChanged, Stale};
+use self::{segments::Segments, short_name::ShortName};
+use super::{
+    FsError,
+    inode_number::{self, Width},
+    root::ROOT_ID,
+};
+use crate::model::{Digest, NodeRef};
+
+/// Directories are not followed further up than this.
+const MAX_DEPTH: usize = 4096;
+/// Memory is given back to the system when so many inodes were forgotten: some 14 MB.
+const TRIM_AFTER: usize = 1 << 17;
+
+/// All inodes of a mount.
+#[derive(Debug)]
+pub(super) struct InodeTable {
+    /// Nothing is called while it is held that takes another lock.
+    table: RwLock<Table>,
+    width: Width,
+    /// How often the lock was taken exclusively, for tests: operations on known inodes never do.
+    exclusive: AtomicU64,
+}
+
+#[derive(Debug)]
+struct Table {
+    inodes: Segments,
+    /// Slots by node id.
+    by_id: HashTable<u32>,
+    /// Slots by parent and name. Invariant: each is in `by_id` too. An inode whose name stands for something else by now is not here
+    /// any more.
+    by_name: HashTable<u32>,
+    hasher: DefaultHashBuilder,
+    /// Never goes back: an id is not used twice, so no generation numbers are needed.
+    next: u64,
+    /// Inodes forgotten since memory was given back to the system.
+    forgotten: usize,
+}
+
+#[derive(Debug)]
+pub(super) struct Inode {
+    id: u64,
+    /// Node id of the directory that it was found in.
+    parent: u64,
+    /// `st_ino`.
+    number: u64,
+    name: ShortName,
+    content: Content,
+    /// Lookups that the kernel has not forgotten. Goes up under the shared lock, down under the exclusive one.
+    lookups: AtomicU64,
+    /// Handles that are open, where the kernel tells.
+    opens: AtomicU32,
+    /// A directory whose files count in `statfs` already.
+    counted: AtomicBool,
+}
+
+/// What an inode stands for.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Content {
+    Directory {
+        digest: Digest,
+        size: u64,
+    },
+    File {
+        digest: Digest,
+        size: u64,
+        executable: bool,
+    },
+    Symlink(Box<[u8]>),
+}
+
+/// What an operation needs of an inode.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct InodeView {
+    pub(super) id: u64,
+    pub(super) parent: u64,
+    /// `st_ino`.
+    pub(super) number: u64,
+    pub(super) node: InodeNode,
+}
+
+/// As [`Content`], without what has no fixed length.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum InodeNode {
+    Directory {
+        digest: Digest,
+        size: u64,
+    },
+    File {
+        digest: Digest,
+        size: u64,
+        executable: bool,
+    },
+    Symlink {
+        /// Length of the target, in bytes.
+        len: u64,
+    },
+}
+
+impl From<NodeRef<'_>> for Content {
+    fn from(node: NodeRef<'_>) -> Self {
+        match node {
+            NodeRef::Directory { digest, size } => Self::Directory { digest, size },
+            NodeRef::File {
+                digest,
+                size,
+                executable,
+            } => Self::File {
+                digest,
+                size,
+                executable,
+            },
+            NodeRef::Symlink { target } => Self::Symlink(target.into()),
+        }
+    }
+}
+
+impl Content {
+    fn view(&self) -> InodeNode {
+        match self {
+            Self::Directory { digest, size } => InodeNode::Directory {
+                digest: *digest,
+                size: *size,
+            },
+            Self::File {
+                digest,
+                size,
+                executable,
+            } => InodeNode::File {
+                digest: *digest,
+                size: *size,
+                executable: *executable,
+            },
+            Self::Symlink(target) => InodeNode::Symlink {
+                len: target.len() as u64,
+            },
+        }
+    }
+
+    fn is(&self, node: NodeRef<'_>) -> bool {
+        match (self, node) {
+            (Self::Symlink(known), NodeRef::Symlink { target }) => **known == *target,
+            (Self::Symlink(_), _) | (_, NodeRef::Symlink { .. }) => false,
+            (known, node) => *known == Self::from(node),
+        }
+    }
+}
+
+impl Inode {
+    fn view(&self) -> InodeView {
+        InodeView {
+            id: self.id,
+            parent: self.parent,
+            number: self.number,
+            node: self.content.view(),
+        }
+    }
+}
+
+impl InodeTable {
+    pub(super) fn new(width: Width) -> Self {
+        Self {
+            table: RwLock::new(Table {
+                inodes: Segments::default(),
+                by_id: HashTable::new(),
+                by_name: HashTable::new(),
+                hasher: DefaultHashBuilder::default(),
+                next: ROOT_ID + 1,
+                forgotten: 0,
+            }),
+            width,
+            exclusive: AtomicU64::new(0),
+        }
+    }
+
+    /// The mount's root is a directory from now on, or none of the tree's (`None`).
+    pub(super) fn set_root(&self, directory: Option<(Digest, u64)>) {
+        let mut table = self.write();
+        if let Some(slot) = table.slot(ROOT_ID) {
+            table.remove(slot);
+        }
+        if let Some((digest, size)) = directory {
+            table.insert(Inode {
+                id: ROOT_ID,
+                parent: ROOT_ID,
+                number: inode_number::ROOT,
+                name: ShortName::new(b""),
+                content: Content::Directory { digest, size },
+                lookups: AtomicU64::new(1),
+                opens: AtomicU32::new(0),
+                counted: AtomicBool::new(false),
+            });
+        }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.read().by_id.len()
+    }
+
+    /// How often the lock was taken exclusively.
+    pub(super) fn exclusive_locks(&self) -> u64 {
+        self.exclusive.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn get(&self, id: u64) -> Result<InodeView, FsError> {
+        self.with(id, Inode::view)
+    }
+
+    /// Where a symlink points, `None` when the inode is none.
+    pub(super) fn target(&self, id: u64) -> Result<Option<Vec<u8>>, FsError> {
+        self.with(id, |inode| match &inode.content {
+            Content::Symlink(target) => Some(target.to_vec()),
+            Content::Directory { .. } | Content::File { .. } => None,
+        })
+    }
+
+    /// The inode of an entry of the directory `parent`, with one lookup more.
+    ///
+    /// # Errors
+    /// When the directory was given another content since `parent` was read: the entry may be one of the old content.
+    pub(super) fn look_up(
+        &self,
+        parent: &InodeView,
+        name: &[u8],
+        node: NodeRef<'_>,
+    ) -> Result<InodeView, Stale> {
+        if let Some(known) = self.read().look_up_known(parent.id, name, node) {
+            return Ok(known);
+        }
+        let number = self.number(parent.number, name, node);
+        let mut table = self.write();
+        // Another thread may have been first.
+        if let Some(known) = table.look_up_known(parent.id, name, node) {
+            return Ok(known);
+        }
+        let now = table.get(parent.id).map(|now| now.content.view());
+        if now.is_some_and(|now| now != parent.node) {
+            return Err(Stale);
+        }
+        table.detach(parent.id, name);
+        let inode = Inode {
+            id: table.next,
+            parent: parent.id,
+            number,
+            name: ShortName::new(name),
+            content: node.into(),
+            lookups: AtomicU64::new(1),
+            opens: AtomicU32::new(0),
+            counted: AtomicBool::new(false),
+        };
+        table.next += 1;
+        let view = inode.view();
+        table.insert(inode);
+        Ok(view)
+    }
+
+    /// The number of an entry, whether it is known or not.
+    pub(super) fn number(&self, parent_number: u64, name: &[u8], node: NodeRef<'_>) -> u64 {
+        self.width.of(parent_number, name, node)
+    }
+
+    /// Takes back lookups, as pairs of a node id and a count; an inode without any is dropped. True when much was: then
+    /// [`InodeTable::give_back_memory`] is worth its time.
+    pub(super) fn forget(&self, forgotten: impl IntoIterator<Item = (u64, u64)>) -> bool {
+        let mut table = self.write();
+        for (id, count) in forgotten {
+            if id == ROOT_ID {
+                continue;
+            }
+            let Some(slot) = table.slot(id) else { continue };
+            let Some(inode) = table.inodes.get_mut(slot) else {
+                continue;
+            };
+            let lookups = inode.lookups.get_mut();
+            *lookups = lookups.saturating_sub(count);
+            if *lookups == 0 {
+                table.remove(slot);
+                table.forgotten += 1;
+            }
+        }
+        table.forgotten >= TRIM_AFTER
+    }
+
+    /// Gives memory that forgotten inodes took back to the system.
+    pub(super) fn give_back_memory(&self) {
+        let mut table = self.write();
+        table.forgotten = 0;
+        table.shrink();
+        drop(table);
+        #[cfg(target_env = "gnu")]
+        // SAFETY: has no preconditions; it is an ordinary call into the allocator.
+        unsafe {
+            libc::malloc_trim(0);
+        }
+    }
+
+    /// One more handle of a file is open.
+    pub(super) fn opened(&self, id: u64) {
+        let _ = self.with(id, |inode| inode.opens.fetch_add(1, Ordering::Relaxed));
+    }
+
+    /// One less; the inode when it was the last.
+    pub(super) fn released(&self, id: u64) -> Option<InodeView> {
+        let last = |inode: &Inode| {
+            let closed = inode
+                .opens
+                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |opens| {
+                    opens.checked_sub(1)
+                });
+            (closed == Ok(1)).then(|| inode.view())
+        };
+        self.with(id, last).ok().flatten()
+    }
+
+    /// Whether a directory is not counted yet; from now on it is.
+    pub(super) fn count_once(&self, id: u64) -> bool {
+        let first = self.with(id, |inode| {
+            // The look before it keeps a cache line shared that all threads read.
+            !inode.counted.load(Ordering::Relaxed) && !inode.counted.swap(true, Ordering::Relaxed)
+        });
+        first.unwrap_or(false)
+    }
+
+    /// The ids of the files with this content, or of all files.
+    pub(super) fn of_blob(&self, blob: Option<Digest>) -> Vec<u64> {
+        let table = self.read();
+        let files = table.inodes.iter().filter(|inode| {
+            matches!(inode.content, Content::File { digest, .. } if blob.is_none_or(|blob| digest == blob))
+        });
+        files.map(|inode| inode.id).collect()
+    }
+
+    /// The name of an inode in the directory where it was found.
+    pub(super) fn name(&self, id: u64) -> Result<Vec<u8>, FsError> {
+        self.with(id, |inode| inode.name.as_bytes().to_vec())
+    }
+
+    /// The names that lead from the mount's root to an inode; `None` when a directory on the way was forgotten.
+    pub(super) fn path(&self, id: u64) -> Option<Vec<Vec<u8>>> {
+        let table = self.read();
+        let mut names = Vec::new();
+        let mut at = id;
+        while at != ROOT_ID {
+            let inode = table.get(at)?;
+            names.push(inode.name.as_bytes().to_vec());
+            at = inode.parent;
+            if names.len() > MAX_DEPTH {
+                return None;
+            }
+        }
+        names.reverse();
+        Some(names)
+    }
+
+    /// The directory uppermost on the way to an inode: the root of a closure that has all directories on it. Its own, where a
+    /// directory on the way was forgotten.
+    pub(super) fn closure(&self, id: u64) -> Option<Digest> {
+        let table = self.read();
+        let (mut at, mut closure) = (id, None);
+        for _ in 0..MAX_DEPTH {
+            let Some(inode) = table.get(at) else { break };
+            if let Content::Directory { digest, .. } = inode.content {
+                closure = Some(digest);
+            }
+            if at == ROOT_ID {
+                break;
+            }
+            at = inode.parent;
+        }
+        closure
+    }
+
+    fn with<T>(&self, id: u64, look: impl FnOnce(&Inode) -> T) -> Result<T, FsError> {
+        let table = self.read();
+        table.get(id).map(look).ok_or(FsError::UnknownInode)
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, Table> {
+        self.table.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, Table> {
+        self.exclusive.fetch_add(1, Ordering::Relaxed);
+        self.table.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Table {
+    fn slot(&self, id: u64) -> Option<u32> {
+        let is_it = |slot: &u32| self.inodes.get(*slot).is_some_and(|inode| inode.id == id);
+        self.by_id.find(self.hasher.hash_one(id), is_it).copied()
+    }
+
+    fn get(&self, id: u64) -> Option<&Inode> {
+        self.inodes.get(self.slot(id)?)
+    }
+
+    fn named(&self, parent: u64, name: &[u8]) -> Option<u32> {
+        let is_it = |slot: &u32| {
+            let inode = self.inodes.get(*slot);
+            inode.is_some_and(|inode| inode.parent == parent && inode.name.as_bytes() == name)
+        };
+        let hash = self.hasher.hash_one((parent, name));
+        self.by_name.find(hash, is_it).copied()
+    }
+
+    fn look_up_known(&self, parent: u64, name: &[u8], node: NodeRef<'_>) -> Option<InodeView> {
+        let inode = self.inodes.get(self.named(parent, name)?)?;
+        if !inode.content.is(node) {
+            return None;
+        }
+        inode.lookups.fetch_add(1, Ordering::Relaxed);
+        Some(inode.view())
+    }
+
+    fn insert(&mut self, inode: Inode) {
+        let (by_id, by_name) = (
+            self.hasher.hash_one(inode.id),
+            self.hasher.hash_one((inode.parent, inode.name.as_bytes())),
+        );
+        let is_root = inode.id == ROOT_ID;
+        let slot = self.inodes.insert(inode);
+        let (inodes, hasher) = (&self.inodes, &self.hasher);
+        let id_of = |slot: &u32| {
+            inodes
+                .get(*slot)
+                .map_or(0, |inode| hasher.hash_one(inode.id))
+        };
+        self.by_id.insert_unique(by_id, slot, id_of);
+        if !is_root {
+            self.by_name
+                .insert_unique(by_name, slot, |slot| hash_of_name(inodes, hasher, *slot));
+        }
+    }
+
+    /// The name stands for something else from now on. The kernel may still use what it stood for.
+    fn detach(&mut self, parent: u64, name: &[u8]) {
+        if let Some(slot) = self.named(parent, name) {
+            let hash = self.hasher.hash_one((parent, name));
+            if let Ok(entry) = self.by_name.find_entry(hash, |known| *known == slot) {
+                entry.remove();
+            }
+        }
+    }
+
+    fn remove(&mut self, slot: u32) {
+        let Some(inode) = self.inodes.remove(slot) else {
+            return;
+        };
+        let hash = self.hasher.hash_one(inode.id);
+        if let Ok(entry) = self.by_id.find_entry(hash, |known| *known == slot) {
+            entry.remove();
+        }
+        let hash = self.hasher.hash_one((inode.parent, inode.name.as_bytes()));
+        if let Ok(entry) = self.by_name.find_entry(hash, |known| *known == slot) {
+            entry.remove();
+        }
+    }
+
+    fn shrink(&mut self) {
+        let (inodes, hasher) = (&self.inodes, &self.hasher);
+        self.by_id.shrink_to_fit(|slot| {
+            inodes
+                .get(*slot)
+                .map_or(0, |inode| hasher.hash_one(inode.id))
+        });
+        self.by_name
+            .shrink_to_fit(|slot| hash_of_name(inodes, hasher, *slot));
+    }
+}
+
+fn hash_of_name(inodes: &Segments, hasher: &DefaultHashBuilder, slot: u32) -> u64 {
+    inodes.get(slot).map_or(0, |inode| {
+        hasher.hash_one((inode.parent, inode.name.as_bytes()))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn table() -> InodeTable {
+        let table = InodeTable::new(Width::Full);
+        table.set_root(Some((Digest::empty(), 0)));
+        table
+    }
+
+    fn file(content: &[u8]) -> NodeRef<'static> {
+        NodeRef::File {
+            digest: Digest::of(content),
+            size: content.len() as u64,
+            executable: false,
+        }
+    }
+
+    fn directory(content: &[u8]) -> NodeRef<'static> {
+        NodeRef::Directory {
+            digest: Digest::of(content),
+            size: 0,
+        }
+    }
+
+    fn look_up(table: &InodeTable, parent: u64, name: &str, node: NodeRef<'_>) -> InodeView {
+        let parent = table.get(parent).unwrap();
+        table.look_up(&parent, name.as_bytes(), node).unwrap()
+    }
+
+    /// Equal files shared one node id, and programs took them for one file: overlayfs wrote both when one was written.
+    #[test]
+    fn each_path_has_an_id_of_its_own() {
+        let table = table();
+        let root = ROOT_ID;
+        let a = look_up(&table, root, "a", file(b"x"));
+        assert_eq!(a.id, look_up(&table, root, "a", file(b"x")).id);
+        let b = look_up(&table, root, "b", file(b"x"));
+        assert_ne!(a.id, b.id);
+        assert_ne!(a.number, b.number);
+        let link = |name| look_up(&table, root, name, NodeRef::Symlink { target: b"a" });
+        assert_ne!(link("l").id, link("m").id);
+        let d = look_up(&table, root, "d", directory(b"x"));
+        let e = look_up(&table, root, "e", directory(b"x"));
+        assert_ne!(d.id, e.id);
+        let (da, ea) = (
+            look_up(&table, d.id, "a", file(b"x")),
+            look_up(&table, e.id, "a", file(b"x")),
+        );
+        assert_ne!(da.id, ea.id);
+        assert_ne!(da.number, ea.number);
+        assert_eq!(table.path(ea.id).unwrap(), [b"e", b"a"]);
+        assert_eq!(table.closure(ea.id), Some(Digest::empty()));
+    }
+
+    #[test]
+    fn a_name_that_stands_for_something_else_has_another_id() {
+        let table = table();
+        let old = look_up(&table, ROOT_ID, "a", file(b"old"));
+        let new = look_up(&table, ROOT_ID, "a", file(b"new"));
+        assert_ne!(old.id, new.id);
+        assert_ne!(old.number, new.number);
+        // The old one lives until it is forgotten, and going takes nothing away from the new one.
+        assert!(table.get(old.id).is_ok());
+        table.forget([(old.id, 1)]);
+        assert!(table.get(old.id).is_err());
+        assert_eq!(look_up(&table, ROOT_ID, "a", file(b"new")).id, new.id);
+    }
+
+    #[test]
+    fn a_known_inode_is_looked_up_under_the_shared_lock() {
+        let table = table();
+        let known = look_up(&table, ROOT_ID, "a", file(b"x"));
+        let before = table.exclusive_locks();
+        for _ in 0..10_000 {
+            assert_eq!(look_up(&table, ROOT_ID, "a", file(b"x")), known);
+            assert_eq!(table.get(known.id).unwrap(), known);
+        }
+        assert_eq!(table.exclusive_locks(), before);
+        // All of them count.
+        table.forget([(known.id, 10_000)]);
+        assert!(table.get(known.id).is_ok());
+        table.forget([(known.id, 1)]);
+        assert!(table.get(known.id).is_err());
+    }
+
+    #[test]
+    fn a_directory_changes_in_place() {
+        let table = table();
+        let d = look_up(&table, ROOT_ID, "d", directory(b"old"));
+        let kept = look_up(&table, d.id, "kept", file(b"kept"));
+        let gone = look_up(&table, d.id, "gone", file(b"gone"));
+        let change = Change {
+            directory: d.id,
+            digest: Digest::of(b"new"),
+            size: 7,
+            names: vec![
+                ChangedName {
+                    name: b"gone".to_vec(),
+                    how: HowChanged::Replaced,
+                },
+                ChangedName {
+                    name: b"not-looked-up".to_vec(),
+                    how: HowChanged::Unknown,
+                },
+            ],
+        };
+        assert_eq!(table.change(vec![change]), [(d.id, b"gone".to_vec())]);
+        let now = table.get(d.id).unwrap();
+        assert_eq!((now.id, now.number), (d.id, d.number));
+        assert_ne!(now.node, d.node);
+        assert!(table.get(gone.id).is_ok(), "it may be open");
+        assert_eq!(look_up(&table, d.id, "kept", file(b"kept")).id, kept.id);
+        // Who still has the old content finds nothing new in it.
+        assert_eq!(table.look_up(&d, b"late", file(b"late")), Err(Stale));
+        assert_eq!(table.look_up(&d, b"kept", file(b"kept")).unwrap(), kept);
+    }
+
+    #[test]
+    fn an_inode_fits_its_budget() {
+        // With two tables of slots, at 5 bytes for each of at most 2.3 buckets, 150 bytes are the promise.
+        assert!(
+            size_of::<Option<Inode>>() <= 120,
+            "{}",
+            size_of::<Option<Inode>>()
+        );
+    }
+
+    proptest! {
+        /// Against a map: whatever is looked up and forgotten, ids are never used twice, and an inode is there exactly as long as
+        /// it has lookups.
+        #[test]
+        fn lookups_and_forgets(steps in proptest::collection::vec((0..40_u8, 0..3_u8, 0..4_u64), 0..400)) {
+            let table = table();
+            let mut lookups = std::collections::HashMap::<u64, u64>::new();
+            let mut current = std::collections::HashMap::<u8, (u8, u64)>::new();
+            let mut seen = std::collections::HashSet::new();
+            for (name, content, forget) in steps {
+                let view = look_up(&table, ROOT_ID, &format!("a rather long name {name}"), file(&[content]));
+                match current.insert(name, (content, view.id)) {
+                    Some((old, id)) if old == content && lookups.contains_key(&id) => prop_assert_eq!(id, view.id),
+                    _ => prop_assert!(seen.insert(view.id), "an id was used again"),
+                }
+                *lookups.entry(view.id).or_default() += 1;
+                table.forget([(view.id, forget)]);
+                let left = lookups[&view.id].saturating_sub(forget);
+                if left == 0 {
+                    lookups.remove(&view.id);
+                } else {
+                    lookups.insert(view.id, left);
+                }
+                prop_assert_eq!(table.get(view.id).is_ok(), left > 0);
+                prop_assert_eq!(table.len(), lookups.len() + 1);
+            }
+        }
+    }
+
+    #[test]
+    fn many_come_and_go() {
+        let table = table();
+        let parent = table.get(ROOT_ID).unwrap();
+        let ids: Vec<_> = (0..20_000)
+            .map(|number| {
+                let name = format!("{number}");
+                table
+                    .look_up(&parent, name.as_bytes(), file(b"x"))
+                    .unwrap()
+                    .id
+            })
+            .collect();
+        assert_eq!(table.len(), 20_001);
+        table.forget(ids.iter().map(|id| (*id, 1)));
+        table.give_back_memory();
+        assert_eq!(table.len(), 1);
+        let again = look_up(&table, ROOT_ID, "0", file(b"x"));
+        assert!(!ids.contains(&again.id));
+    }
+}

@@ -1,0 +1,76 @@
+use super::{Content, InodeTable, InodeView, Table};
+use crate::model::Digest;
+
+/// A directory has another content by now than the one that an entry was taken from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in super::super) struct Stale;
+
+/// A directory that the kernel knows is given another content.
+#[derive(Debug)]
+pub(in super::super) struct Change {
+    /// Its node id.
+    pub(in super::super) directory: u64,
+    pub(in super::super) digest: Digest,
+    pub(in super::super) size: u64,
+    /// The names in it that stand for something else than before.
+    pub(in super::super) names: Vec<ChangedName>,
+}
+
+/// A name that stands for something else.
+#[derive(Debug)]
+pub(in super::super) struct ChangedName {
+    pub(in super::super) name: Vec<u8>,
+    pub(in super::super) how: HowChanged,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in super::super) enum HowChanged {
+    /// A directory before and after, known to the kernel: there is a [`Change`] of it too.
+    Followed,
+    /// A directory before and after, not known to the kernel when that was looked up.
+    Unknown,
+    /// It came, went, or is something else.
+    Replaced,
+}
+
+impl InodeTable {
+    /// The inode of an entry, if it is known.
+    pub(in super::super) fn child(&self, parent: u64, name: &[u8]) -> Option<InodeView> {
+        let table = self.read();
+        let slot = table.named(parent, name)?;
+        table.inodes.get(slot).map(super::Inode::view)
+    }
+
+    /// Gives directories another content, all at once. What the kernel has open stays: the inode of a name that was replaced lives
+    /// until it is forgotten. Returns the names that the kernel must look up again, each with its directory.
+    pub(in super::super) fn change(&self, changes: Vec<Change>) -> Vec<(u64, Vec<u8>)> {
+        let mut table = self.write();
+        let mut stale = Vec::new();
+        for change in changes {
+            table.set_directory(change.directory, change.digest, change.size);
+            for ChangedName { name, how } in change.names {
+                let is_stale = match how {
+                    HowChanged::Followed => false,
+                    // It may have been looked up since.
+                    HowChanged::Unknown => table.named(change.directory, &name).is_some(),
+                    HowChanged::Replaced => true,
+                };
+                if is_stale {
+                    table.detach(change.directory, &name);
+                    stale.push((change.directory, name));
+                }
+            }
+        }
+        stale
+    }
+}
+
+impl Table {
+    fn set_directory(&mut self, id: u64, digest: Digest, size: u64) {
+        if let Some(slot) = self.slot(id)
+            && let Some(inode) = self.inodes.get_mut(slot)
+        {
+            inode.content = Content::Directory { digest, size };
+        }
+    }
+}
