@@ -89,16 +89,32 @@ pub fn helpers() -> &'static Path {
 pub struct Behind {
     pub mount: Mount,
     pub gate: Gate,
-    control: Control,
     _scratch: Scratch,
 }
 
-/// What the kernel says of FUSE mounts.
-struct Control(PathBuf);
+/// Where the kernel tells of FUSE mounts; mounted once, where the machine has not done so.
+fn control() -> &'static Path {
+    CONTROL.get_or_init(|| {
+        mounted_at("fusectl ", "").unwrap_or_else(|| {
+            let dir = helpers().join(format!("fusectl-{}", std::process::id()));
+            fs::create_dir_all(&dir).unwrap();
+            let mut command = Command::new("mount");
+            command.args(["-t", "fusectl", "fusectl"]).arg(&dir);
+            succeeded(&output(command));
+            dir
+        })
+    })
+}
 
-impl Drop for Control {
-    fn drop(&mut self) {
-        detach(&self.0);
+static CONTROL: OnceLock<PathBuf> = OnceLock::new();
+
+/// Takes away what all tests have shared.
+pub fn clean() {
+    if let Some(dir) = CONTROL.get()
+        && dir.starts_with(helpers())
+    {
+        detach(dir);
+        let _ = fs::remove_dir(dir);
     }
 }
 
@@ -126,24 +142,20 @@ impl Behind {
             fs::copy(roots.join("n0"), roots.join(format!("n{name}"))).unwrap();
         }
         let gate = Gate::start(scratch.path("store"));
-        let args = ["mount", "--foreground", "--all", "--list-root", "false"];
+        let mut command =
+            scratch.command(["mount", "--foreground", "--all", "--list-root", "false"]);
         // Nothing is asked for but what somebody waits for, so that it can be counted.
-        let args =
-            args.into_iter()
-                .chain(["--prefetch", "off", "--profile", "off", "--names-ttl", "1h"]);
-        let mut command = scratch.command(args.chain(options.iter().copied()));
+        command.args(["--prefetch", "off", "--profile", "off", "--names-ttl", "1h"]);
+        // A part of it is what a remote may be silent; that of the tests is, and must not be asked again for that.
+        command.args(["--timeout", "300s"]);
+        command.args(options);
         command.arg(scratch.mnt());
         command.env("CASTORE_REMOTE", gate.address());
         let mount = Mount::start(wrap(command), &scratch.mnt());
-        let control = scratch.path("fusectl");
-        fs::create_dir(&control).unwrap();
-        let mut command = Command::new("mount");
-        command.args(["-t", "fusectl", "fusectl"]).arg(&control);
-        succeeded(&output(command));
+        control();
         Self {
             mount,
             gate,
-            control: Control(control),
             _scratch: scratch,
         }
     }
@@ -158,7 +170,7 @@ impl Behind {
     fn unanswered(&self) -> u64 {
         let device = fs::metadata(&self.mount.path).unwrap().dev();
         let number = libc::minor(device);
-        let path = self.control.0.join(number.to_string()).join("waiting");
+        let path = control().join(number.to_string()).join("waiting");
         let waiting = fs::read_to_string(path).unwrap();
         waiting.trim().parse().unwrap()
     }

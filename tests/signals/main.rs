@@ -63,5 +63,7 @@ fn main() {
         .iter()
         .flat_map(|(theme, tests)| tests.iter().map(|test| trial(theme, *test)));
     let trials = trials.collect();
-    libtest_mimic::run(&args, trials).exit();
+    let conclusion = libtest_mimic::run(&args, trials);
+    fixture::clean();
+    conclusion.exit();
 }

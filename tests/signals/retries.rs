@@ -82,8 +82,7 @@ fn another_process_joins() {
 
 /// They would otherwise wait for a remote that nobody waits for any more.
 fn abandoned_fetches_end() {
-    // With a time-out that does not have the remote asked again before.
-    let behind = Behind::new(&["--timeout", "5m"]);
+    let behind = Behind::new(&[]);
     let mut caller = waiting(&behind, CALLS[0], 1, &[]);
     caller.signal(libc::SIGKILL);
     assert_eq!(caller.ended_by(), libc::SIGKILL);
