@@ -1,36 +1,27 @@
-use std::{
-    fmt,
-    net::SocketAddr,
-    path::PathBuf,
-    str::FromStr,
-    sync::{Arc, Mutex, OnceLock, PoisonError},
-    time::{Duration, SystemTime},
-};
+//! `castore mount`: what was asked for, and going to the background.
+//!
+//! - `serve`: the mount, from mounting to unmounting
+//! - `served`: what a mount answers to `castore status`, `switch` and `trace`
+//! - `signals`: what ends a mount, and what it ignores
+
+mod serve;
+mod served;
+mod signals;
+
+use std::{fmt, net::SocketAddr, path::PathBuf, str::FromStr, sync::Arc, time::Duration};
 
 use anyhow::{Context, bail};
-use async_trait::async_trait;
 use clap::{ArgAction, ValueEnum};
-use tokio::signal::unix::{SignalKind, signal};
 
+use self::serve::serve;
 use super::{
     args::{CacheArgs, RemoteArgs},
-    control::{Control, MountStatus, Mounted},
-    daemon, mountpoint, open,
-    paths::is_root,
+    daemon::{self, Log},
+    mountpoint, open,
     prefetch::PrefetchArgs,
-    profile, runtime,
+    runtime,
 };
-use crate::{
-    cache::{self, Cache},
-    fs::{
-        Filesystem, Options, Root,
-        fuse::{self, MountOptions, RootEntries, Session},
-    },
-    model::{Name, Node, RootRef},
-    prefetch::{Trace, Tree},
-    remote::parse_duration,
-    serve::metrics::{self, Gauge},
-};
+use crate::{cache, model::RootRef, remote::parse_duration};
 
 /// Mount a tree
 ///
@@ -83,18 +74,17 @@ pub(super) struct Args {
     #[arg(long, env = "CASTORE_XATTR", value_name = "BOOL", default_value_t = true, action = ArgAction::Set)]
     xattr: bool,
 
-    /// User and group that everything belongs to
-    #[arg(
-        long,
-        env = "CASTORE_OWNER",
-        value_name = "UID:GID",
-        default_value = "0:0"
-    )]
-    owner: Owner,
+    /// User and group that everything belongs to [default: those of the user who mounts]
+    #[arg(long, env = "CASTORE_OWNER", value_name = "UID:GID")]
+    owner: Option<Owner>,
 
     /// Let other users in; always on for root. Others need user_allow_other in /etc/fuse.conf
     #[arg(long, env = "CASTORE_ALLOW_OTHER")]
     allow_other: bool,
+
+    /// Programs on the mount cannot be executed
+    #[arg(long, env = "CASTORE_NOEXEC")]
+    noexec: bool,
 
     /// Threads that answer the kernel [default: twice the processors, 4 to 16]
     #[arg(long, env = "CASTORE_THREADS", value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
@@ -114,6 +104,9 @@ pub(super) struct Args {
     metrics: Option<SocketAddr>,
 
     /// Stay in the foreground, log to stderr and tell systemd when the mount answers
+    ///
+    /// INT, TERM and QUIT unmount, and so does HUP when the terminal closes. In the background, HUP has the log file opened
+    /// anew.
     #[arg(long, env = "CASTORE_FOREGROUND")]
     foreground: bool,
 
@@ -200,8 +193,8 @@ fn background(args: &mut Args) -> anyhow::Result<()> {
         *last = mountpoint::absolute(last.as_ref())?.into();
     }
     std::env::set_current_dir("/")?;
-    let log = daemon::open_log(&dir)?;
-    runtime::log_to(log.try_clone()?);
+    let log = Log::open(&dir)?;
+    runtime::log_to(Arc::clone(&log));
     mount(args, Some(&log))
 }
 
@@ -233,7 +226,7 @@ fn request(args: &Args) -> anyhow::Result<Request> {
 }
 
 /// `log` is where a background process logs to.
-fn mount(args: &Args, log: Option<&std::fs::File>) -> anyhow::Result<()> {
+fn mount(args: &Args, log: Option<&Arc<Log>>) -> anyhow::Result<()> {
     let Request { what, mountpoint } = request(args)?;
     // Made first: whether the mount point is inside it can only be said of a directory that is there.
     cache::prepare(&args.cache.dir())?;
@@ -245,231 +238,4 @@ fn mount(args: &Args, log: Option<&std::fs::File>) -> anyhow::Result<()> {
         tokio::task::spawn_blocking(move || closing.close()).await?;
         served
     })
-}
-
-/// A mount, as `castore status` and `castore switch` meet it.
-struct Served {
-    cache: Arc<Cache>,
-    fs: Arc<Filesystem>,
-    /// Known once it is mounted.
-    entries: OnceLock<RootEntries>,
-    /// The lock is held for a look only.
-    status: Mutex<MountStatus>,
-    /// One switch at a time.
-    switching: tokio::sync::Mutex<()>,
-}
-
-impl Served {
-    fn status(&self) -> std::sync::MutexGuard<'_, MountStatus> {
-        self.status.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-#[async_trait]
-impl Mounted for Served {
-    fn status(&self) -> MountStatus {
-        let counters = self.cache.stats().iter();
-        MountStatus {
-            inodes: self.fs.inode_count(),
-            counters: counters
-                .map(|(name, value)| (name.to_owned(), value))
-                .collect(),
-            errors: self.fs.troubles(),
-            remotes: self.cache.remote_status(),
-            ..self.status().clone()
-        }
-    }
-
-    fn trace(&self) -> u64 {
-        self.fs.prefetch().trace()
-    }
-
-    fn traced(&self, number: u64) -> Option<Trace> {
-        self.fs.prefetch().traced(number)
-    }
-
-    async fn switch(&self, root: &str) -> anyhow::Result<String> {
-        let _one = self.switching.lock().await;
-        let entries = self.entries.get().context("it is not mounted yet")?.clone();
-        let root = RootRef::parse(root)?;
-        let (shown, digest) = shown(&root, open::root(&self.cache, &root).await?)?;
-        let tree = tree(&shown);
-        let names = self.fs.switch(shown).await?;
-        match tree {
-            Some(tree) => self.fs.prefetch().show(tree, profile::name_of(&root)),
-            None => self.fs.prefetch().show_none(),
-        }
-        // Waits for the kernel, which may wait for a look-up that waits for a remote.
-        tokio::task::spawn_blocking(move || entries.forget(&names)).await?;
-        let mut status = self.status();
-        status.root = root.to_string();
-        status.digest.clone_from(&digest);
-        tracing::info!(%root, digest, "switched");
-        Ok(digest.unwrap_or_else(|| root.to_string()))
-    }
-}
-
-async fn serve(
-    args: &Args,
-    what: &What,
-    mountpoint: mountpoint::Mountpoint,
-    cache: &Arc<Cache>,
-    log: Option<&std::fs::File>,
-) -> anyhow::Result<()> {
-    let (shown, digest) = match what {
-        What::Names => (Root::Names, None),
-        What::StorePaths => (Root::StorePaths, None),
-        What::Root(root) => shown(root, open::root(cache, root).await?)?,
-    };
-    let source = what.to_string();
-    let options = Options {
-        list_root: args.list_root.unwrap_or(!args.nix),
-        names_ttl: args.names_ttl,
-        xattr: args.xattr,
-        owner: (args.owner.0, args.owner.1),
-        daemon: std::process::id().to_string(),
-        prefetch: args.prefetch.settings()?,
-        cache_dir: std::path::absolute(cache.dir())?.display().to_string(),
-    };
-    let mount_options = MountOptions {
-        mountpoint: mountpoint.path.clone(),
-        source: source.clone(),
-        allow_other: args.allow_other || is_root(),
-        threads: args.threads.map_or_else(default_threads, usize::from),
-        io_mode: match args.io_mode {
-            IoMode::Small => fuse::IoMode::Small,
-            IoMode::Large => fuse::IoMode::Large,
-        },
-    };
-    let status = MountStatus {
-        mountpoint: mountpoint.path.clone(),
-        pid: std::process::id(),
-        root: source,
-        digest,
-        remotes: Vec::new(),
-        since: SystemTime::now()
-            .duration_since(SystemTime::UNIX_EPOCH)?
-            .as_secs(),
-        inodes: 0,
-        counters: Vec::new(),
-        errors: Vec::new(),
-    };
-    let tree = tree(&shown);
-    let fs = Arc::new(Filesystem::new(Arc::clone(cache), shown, options));
-    let name = match what {
-        What::Root(root) => profile::name_of(root),
-        What::Names | What::StorePaths => None,
-    };
-    match tree {
-        Some(tree) => {
-            args.prefetch.check(cache, &tree).await?;
-            fs.prefetch().show(tree, name);
-        }
-        None => fs.prefetch().show_none(),
-    }
-    let following = Arc::clone(&fs);
-    let metrics = match args.metrics {
-        Some(at) => Some(serve_metrics(at, cache, &fs).await?),
-        None => None,
-    };
-    let served = Arc::new(Served {
-        cache: Arc::clone(cache),
-        fs: Arc::clone(&fs),
-        entries: OnceLock::new(),
-        status: Mutex::new(status),
-        switching: tokio::sync::Mutex::default(),
-    });
-    let control = Control::start(cache.dir(), Arc::clone(&served) as _)
-        .context("the socket for `castore status` cannot be made")?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut terminate = signal(SignalKind::terminate())?;
-    let session =
-        tokio::task::spawn_blocking(move || Session::mount(&fs, &mount_options)).await??;
-    let _ = served.entries.set(session.root_entries());
-    let told = match log {
-        Some(log) => daemon::tell_ready(log),
-        None => Ok(()),
-    };
-    if told.is_ok() {
-        drop(mountpoint); // Gives the lock back.
-        let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
-        tracing::info!(path = ?args.positions.last(), "mounted");
-        tokio::select! {
-            () = session.unmounted() => {}
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
-        }
-        let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
-    }
-    tokio::task::spawn_blocking(move || session.close()).await?;
-    following.prefetch().close();
-    if let Some(metrics) = metrics {
-        metrics.abort();
-    }
-    drop(control);
-    tracing::info!("unmounted");
-    told
-}
-
-async fn serve_metrics(
-    at: SocketAddr,
-    cache: &Arc<Cache>,
-    fs: &Arc<Filesystem>,
-) -> anyhow::Result<tokio::task::JoinHandle<()>> {
-    let (inodes, troubles) = (Arc::clone(fs), Arc::clone(fs));
-    let gauges = vec![
-        Gauge {
-            name: "mount_inodes",
-            help: "Inodes that the kernel knows",
-            value: Box::new(move || inodes.inode_count() as u64),
-        },
-        Gauge {
-            name: "mount_errors",
-            help: "Errors that readers have met, of those that are remembered",
-            value: Box::new(move || troubles.troubles().iter().map(|error| error.count).sum()),
-        },
-    ];
-    let started = metrics::start(at, Arc::clone(cache), gauges).await;
-    let (at, task) = started.with_context(|| format!("--metrics {at}"))?;
-    tracing::info!("metrics at http://{at}/metrics");
-    Ok(task)
-}
-
-/// What the mount's root shows, and the digest for `status`.
-fn shown(root: &RootRef, node: Node) -> anyhow::Result<(Root, Option<String>)> {
-    Ok(match node {
-        Node::Directory { digest, size } => {
-            (Root::Directory { digest, size }, Some(digest.to_string()))
-        }
-        node @ (Node::File { .. } | Node::Symlink { .. }) => {
-            let digest = match &node {
-                Node::File { digest, .. } => Some(digest.to_string()),
-                _ => None,
-            };
-            let name = match root {
-                RootRef::Name(name) => name.clone(),
-                RootRef::StorePath(path) => path.basename().clone(),
-                RootRef::Digest(digest) => Name::new(digest.to_hex())?,
-            };
-            (Root::Single { name, node }, digest)
-        }
-    })
-}
-
-/// What is shown, for those who fetch it ahead; `None`: a symlink.
-fn tree(shown: &Root) -> Option<Tree> {
-    match shown {
-        Root::Directory { digest, .. } => Some(Tree::Directory(*digest)),
-        Root::Names => Some(Tree::Names),
-        Root::StorePaths => Some(Tree::StorePaths),
-        Root::Single {
-            node: Node::File { digest, size, .. },
-            ..
-        } => Some(Tree::File(*digest, *size)),
-        Root::Single { .. } => None,
-    }
-}
-
-fn default_threads() -> usize {
-    std::thread::available_parallelism().map_or(4, |cores| (2 * cores.get()).clamp(4, 16))
 }
