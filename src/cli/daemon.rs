@@ -72,13 +72,18 @@ fn close_on_exec() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Whether this process is the one that [`start`] has started.
+pub(super) fn was_started() -> bool {
+    env::var_os(VARIABLE).is_some()
+}
+
 /// Whether this process is the one that [`start`] has started. Leaves the terminal's session when it is.
 pub(super) fn is_background() -> bool {
-    if env::var_os(VARIABLE).is_none() {
-        return false;
+    let was_started = was_started();
+    if was_started {
+        let _ = rustix::process::setsid();
     }
-    let _ = rustix::process::setsid();
-    true
+    was_started
 }
 
 /// Ends this process when whoever waits for it goes away before the mount answers: an interrupted `castore mount` leaves

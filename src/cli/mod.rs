@@ -59,6 +59,8 @@ use std::{ffi::OsString, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 
+use self::fstab::Called;
+
 #[derive(Debug, Parser)]
 #[command(
     name = "castore",
@@ -113,9 +115,13 @@ enum Command {
 pub fn main() -> ExitCode {
     runtime::introduce();
     let args: Vec<OsString> = std::env::args_os().collect();
-    let args = match fstab::arguments(&args) {
+    let args = match fstab::called(&args) {
         None => args,
-        Some(Ok(args)) => args,
+        Some(Ok(Called::Mount(args))) => args,
+        Some(Ok(Called::Fake)) => return ExitCode::SUCCESS,
+        Some(Ok(Called::Remount { mountpoint, noexec })) => {
+            return ended(fstab::remount(&mountpoint, noexec));
+        }
         Some(Err(error)) => return report(&error),
     };
     let understood = config::load(&args).and_then(|loaded| {
@@ -148,6 +154,10 @@ pub fn main() -> ExitCode {
             return trace::run(&args).unwrap_or_else(|error| report(&error));
         }
     };
+    ended(result)
+}
+
+fn ended(result: anyhow::Result<()>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => report(&error),
