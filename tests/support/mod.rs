@@ -17,7 +17,7 @@ use std::{
     ffi::OsStr,
     fs,
     io::Read,
-    os::unix::process::CommandExt,
+    os::unix::{ffi::OsStrExt, process::CommandExt},
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
     sync::{
@@ -27,6 +27,8 @@ use std::{
     thread,
     time::{Duration, Instant},
 };
+
+use castore::fs::fuse::mountinfo;
 
 /// Longer than anything here takes, shorter than anybody wants to wait.
 pub const DEADLINE: Duration = Duration::from_secs(60);
@@ -217,17 +219,13 @@ pub fn within<T: Send + 'static>(
 
 /// Whether something is mounted on a path. Does not touch the mount.
 pub fn is_mounted(path: &Path) -> bool {
-    let path = path.to_str().unwrap();
-    fs::read_to_string("/proc/self/mountinfo")
-        .unwrap()
-        .lines()
-        .any(|line| line.split(' ').nth(4) == Some(path))
+    mountinfo::at(path).unwrap().is_some()
 }
 
 /// Takes away whatever is mounted on a path, by force.
 pub fn detach(path: &Path) {
     while is_mounted(path) {
-        let path = std::ffi::CString::new(path.to_str().unwrap()).unwrap();
+        let path = std::ffi::CString::new(path.as_os_str().as_bytes()).unwrap();
         // SAFETY: a system call with a valid string.
         unsafe {
             // By force first: it ends whatever waits in the mount, the daemon itself among them.

@@ -50,7 +50,7 @@ pub enum MountError {
     Mount { path: PathBuf, cause: String },
     #[error("the mount on {0:?} does not answer")]
     Silent(PathBuf),
-    #[error("{0}")]
+    #[error(transparent)]
     Io(#[from] io::Error),
 }
 
