@@ -80,6 +80,7 @@ impl Scratch {
             .env("CASTORE_CACHE_DIR", self.path("cache"))
             .env("CASTORE_MIN_FREE", "0")
             .stdin(Stdio::null());
+        interruptible(&mut command);
         command
     }
 
@@ -234,6 +235,20 @@ pub fn detach(path: &Path) {
                 return;
             }
         }
+    }
+}
+
+/// Has a command end at an interrupt and a hangup, also where these tests were started with those ignored: in the background
+/// of a shell, or under `nohup`.
+pub fn interruptible(command: &mut Command) -> &mut Command {
+    // SAFETY: system calls alone, between `fork` and `exec`.
+    unsafe {
+        command.pre_exec(|| {
+            libc::signal(libc::SIGINT, libc::SIG_DFL);
+            libc::signal(libc::SIGQUIT, libc::SIG_DFL);
+            libc::signal(libc::SIGHUP, libc::SIG_DFL);
+            Ok(())
+        })
     }
 }
 
