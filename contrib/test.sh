@@ -2,7 +2,7 @@
 # Runs the tests and names those that failed in its last lines: contrib/test.sh cargo test --no-fail-fast
 #
 # They write to a file, which is shown as it grows, and not to the terminal or pipe of this script: a process that a test
-# leaves would hold that, and whoever reads it would wait for its end. The exit status is that of the command.
+# leaves would hold that, and its reader would wait for the end of that process. The exit status is that of the command.
 set -u
 
 if [ $# = 0 ]; then

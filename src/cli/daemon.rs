@@ -28,7 +28,7 @@ const LOG_MAX: u64 = 4 << 20;
 /// Starting anew instead of forking means that no thread, runtime or database handle is carried over.
 ///
 /// Descriptors of the caller, such as the one that holds a lock or the end of a pipe, are not handed on: it waits for their
-/// end, and the mount may live for ever.
+/// end, and the mount may live for months.
 pub(super) fn start() -> anyhow::Result<()> {
     close_on_exec()?;
     let mut arguments = env::args_os();

@@ -16,9 +16,9 @@ use crate::fs::fuse::mountinfo::{self, Mounted};
 /// How a mount is taken away.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum How {
-    /// If nobody uses it.
+    /// Only if it is not in use.
     Idle,
-    /// From the directory tree at once; it goes when nobody uses it any more.
+    /// From the directory tree at once; it ends with its last user.
     Lazily,
     /// Requests under way fail.
     ByForce,
@@ -105,7 +105,7 @@ pub(super) fn leave_nothing(device: &str) {
     for mounted in mounts.filter(|mounted| mounted.is_ours() && mounted.device == device) {
         let path = &mounted.mountpoint;
         let above = mountinfo::at(path).ok().flatten();
-        // What somebody else has mounted above it is not ours to take away.
+        // A mount of another file system above it stays.
         if above.is_some_and(|above| above.device == device)
             && let Err(error) = unmount(path, How::Lazily, Duration::from_secs(10))
         {

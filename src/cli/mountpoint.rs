@@ -18,7 +18,7 @@ use crate::fs::fuse::mountinfo;
 
 /// Symlinks in a path that are followed, as many as the kernel follows.
 const MAX_SYMLINKS: usize = 40;
-/// A dead mount is detached within this time: nobody is left to wait for.
+/// A dead mount is detached within this time: the kernel has no process to wait for.
 const DETACH_WITHIN: Duration = Duration::from_secs(1);
 
 /// A directory that can be mounted on, locked against a second castore that wants to do the same.

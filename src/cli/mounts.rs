@@ -14,7 +14,7 @@ use super::{
 };
 use crate::fs::fuse::mountinfo::{self, Mounted};
 
-/// A castore mount of the mount table, and who has registered it. Nothing here looks at the mount itself: one whose process
+/// A castore mount of the mount table, and its registration. Nothing here looks at the mount itself: one whose process
 /// hangs would never answer.
 #[derive(Debug)]
 pub(super) struct Mount {
@@ -32,7 +32,7 @@ pub(super) enum Health {
     Denied,
     /// Its process is gone.
     Dead,
-    /// Nobody has registered it.
+    /// No process has registered it.
     Unregistered,
 }
 

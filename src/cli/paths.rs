@@ -37,7 +37,7 @@ pub(super) fn home() -> Option<PathBuf> {
     env::home_dir().filter(|home| home.is_absolute() && home.is_dir())
 }
 
-/// For a user without a home, a directory that survives a restart of the machine. Somebody else may have made it before, so it
+/// For a user without a home, a directory that survives a restart of the machine. Another user may have made it before, so it
 /// is used only where it is this user's alone.
 fn homeless() -> PathBuf {
     let user = outer_uid();

@@ -84,7 +84,7 @@ impl From<OwnedFd> for Handle {
 }
 
 impl Handle {
-    /// The process with a number that was told just now.
+    /// The process that has this number now.
     pub(super) fn of(pid: u32) -> Option<Self> {
         let pid = Pid::from_raw(i32::try_from(pid).ok()?)?;
         let handle = rustix::process::pidfd_open(pid, PidfdFlags::empty());

@@ -22,10 +22,10 @@ use crate::{
 
 /// The largest file that is read, in bytes: two paths of 4096 bytes, each in both forms, and the rest.
 const MAX_FILE: u64 = 64 << 10;
-/// How often a mount says that it lives. `status` tells since when it has not.
+/// How often a process says that it lives, by the time of its file. `status` shows for how long it has not.
 pub(super) const HEARTBEAT: Duration = Duration::from_secs(5);
 
-/// A mount, as its process has registered it: who serves it can be told without a look at the mount itself, which may hang.
+/// A mount, as its process has registered it: commands find its process without a look at the mount itself, which may hang.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Registered {
     #[serde(flatten)]
@@ -126,7 +126,7 @@ pub(super) fn forget_dead(device: &str, mount: &Registered) {
     }
 }
 
-/// Who has registered a mount of the table.
+/// The registration of a mount of the table.
 pub(super) fn find(mounted: &Mounted) -> Option<Registered> {
     let owner = mounted.user_id.unwrap_or_else(|| geteuid().as_raw());
     let name = file_name(&mounted.device);
@@ -166,8 +166,8 @@ fn file_name(device: &str) -> String {
     format!("{}.json", device.replace(':', "-"))
 }
 
-/// The file of this user. What anybody else has written is not believed, and neither is that another user's process serves the
-/// mount: it may be ended.
+/// The file of this user. What other users have written is not believed, and neither is that another user's process
+/// serves the mount: it may be ended.
 fn read_of(path: &Path, user: u32) -> Option<Registered> {
     let is_theirs = |owner: u32| owner == user;
     let file = fs::symlink_metadata(path).ok()?;
@@ -206,7 +206,7 @@ fn own_dir() -> anyhow::Result<PathBuf> {
     Ok(dir)
 }
 
-/// Makes a directory which nobody but this user may write to, or sees that the one that is there is such.
+/// Makes a directory to which only this user may write, or checks that the existing one is such.
 pub(super) fn private(dir: &Path, mode: u32) -> anyhow::Result<()> {
     match DirBuilder::new().mode(mode).create(dir) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {

@@ -28,7 +28,7 @@ pub(super) fn block_on<T>(future: impl Future<Output = anyhow::Result<T>>) -> an
 /// The umask that this process was started with.
 static UMASK: OnceLock<Mode> = OnceLock::new();
 
-/// Says who this is: a process that was started from `/proc/self/exe` is called `exe`, and the kernel and `top` show that. Sees
+/// Names the process: one that was started from `/proc/self/exe` is called `exe` in `top` and in the kernel's messages. Sees
 /// that files and directories made here can be used by their owner, whatever the umask. Called before there are threads.
 pub(super) fn introduce() {
     let _ = rustix::thread::set_name(c"castore");

@@ -41,7 +41,7 @@ pub(super) struct Args {
     #[arg(value_name = "MOUNTPOINT")]
     mountpoint: PathBuf,
 
-    /// Detach a mount that is in use or whose process is gone: it goes away when nobody uses it any more
+    /// Detach a mount that is in use or whose process is gone: it ends with its last user
     #[arg(long, env = "CASTORE_LAZY")]
     lazy: bool,
 
@@ -71,7 +71,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     done
 }
 
-/// Takes a mount away that nobody uses, and waits for its process.
+/// Takes a mount away that is not in use, and waits for its process.
 fn idle(args: &Args, mount: &Mount) -> anyhow::Result<()> {
     let path = &mount.mounted.mountpoint;
     let process = match mount.health() {

@@ -228,7 +228,7 @@ fn a_mount_is_registered_while_it_is_there() {
 
 #[test]
 #[ignore = "needs /dev/fuse"]
-fn an_overlay_above_a_mount_is_told_of() {
+fn switch_warns_of_an_overlay_above() {
     // An overlay keeps what it has seen of the directories below it.
     let scratch = prepared();
     let mount = Background::start(&scratch);

@@ -44,7 +44,7 @@ fn a_lock_of_the_caller_is_given_back() {
 #[ignore = "needs /dev/fuse"]
 fn a_pipe_of_the_caller_is_closed() {
     let scratch = prepared();
-    // `cat` ends when nobody has the pipe any more.
+    // `cat` ends when no process has the pipe any more.
     let script = format!("{{ {CASTORE} mount tree mnt; echo mounted >&3; }} 3>&1 | cat");
     let _mount = Background::by(&scratch, shell(&scratch, &script), &scratch.mnt());
 }

@@ -142,7 +142,7 @@ impl Drop for Fusectl {
     }
 }
 
-/// Runs a script as an ordinary user, who finds the binary and a store with the tree in /tmp/home, which is the user's. In a mount namespace of its own, where anybody may open /dev/fuse, and /tmp and /var/tmp are empty.
+/// Runs a script as an ordinary user, who finds the binary and a store with the tree in /tmp/home, which is the user's. In a mount namespace of its own, where all users may open /dev/fuse, and /tmp and /var/tmp are empty.
 fn as_user(scratch: &Scratch, script: &str) -> Output {
     let script = format!(
         r#"set -eu

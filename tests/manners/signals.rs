@@ -41,7 +41,7 @@ fn what_is_ignored() {
     for signal in [libc::SIGUSR1, libc::SIGUSR2, libc::SIGALRM] {
         support::signal(&mount.child, signal);
     }
-    // Signals are delivered before the process goes on, so whoever survived them reads.
+    // Signals are delivered before the process goes on, so a mount that still reads has survived them.
     assert_eq!(fs::read(mount.at("hello")).unwrap(), b"Hello World");
     assert_eq!(fs::read(mount.at("large")).unwrap().len(), 5_000_001);
     mount.stop();

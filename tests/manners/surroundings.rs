@@ -124,7 +124,7 @@ fn root_of_a_user_namespace() {
     assert_eq!(succeeded(&output), "0\nHello World0\n");
 }
 
-/// Answers a time before 1970 to whoever asks for the time of day.
+/// Gives a time before 1970 as the time of day.
 const CLOCK: &str = r"
 #define _GNU_SOURCE
 #include <time.h>

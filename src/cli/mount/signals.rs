@@ -7,13 +7,13 @@ use crate::cli::daemon::Log;
 /// Number of HUP; the same on all architectures.
 const HUP: u32 = 1;
 
-/// What a mount does on signals. Their default would end the process, and leave a mount that nobody serves.
+/// What a mount does on signals. Their default would end the process and leave a dead mount.
 pub(super) struct Signals {
     /// Each ends the mount.
     interrupt: Signal,
     terminate: Signal,
     quit: Signal,
-    /// `None`: whoever started this process wants it to outlive its terminal, as `nohup` does.
+    /// `None`: the process was started with HUP ignored, as `nohup` does, and outlives its terminal.
     hangup: Option<Signal>,
     /// Taken, and nothing done.
     _ignored: [Signal; 3],

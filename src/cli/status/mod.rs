@@ -3,6 +3,8 @@
 mod survey;
 mod text;
 
+use std::time::Duration;
+
 use anyhow::bail;
 use serde::Serialize;
 
@@ -16,11 +18,14 @@ use super::{
 };
 use crate::cache::Usage;
 
+/// The index of a cache answers within this time, unless another process has locked it.
+const INDEX_WITHIN: Duration = Duration::from_secs(2);
+
 /// Show what is mounted, how full the cache is and what went wrong lately
 ///
 /// With --cache-dir, mounts of that cache are shown, else all of this user. No mount is looked at, so none that hangs can hold
 /// this up.
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Clone, clap::Args)]
 #[command(after_help = "Examples:\n  castore status\n  castore status --json | jq .cache")]
 pub(super) struct Args {
     /// For programs
@@ -68,8 +73,12 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
             "there is no cache at {dir:?} yet; it is made by the first `castore mount`, or name another --cache-dir"
         );
     }
+    let cache = match has_cache {
+        true => within_reason(args, !found.silent.is_empty())?,
+        false => None,
+    };
     let status = Status {
-        cache: has_cache.then(|| cache(args)).transpose()?,
+        cache,
         remotes: args.remotes.shown()?,
         mounts: found.mounts,
         silent: found.silent,
@@ -80,6 +89,25 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
         false => print!("{}", text::text(&status)?),
     }
     Ok(())
+}
+
+/// A process that hangs may hold the lock of the index; then the mounts alone are shown, after a note.
+fn within_reason(args: &Args, some_hang: bool) -> anyhow::Result<Option<CacheStatus>> {
+    if !some_hang {
+        return cache(args).map(Some);
+    }
+    let (sender, receiver) = std::sync::mpsc::channel();
+    let own = args.clone();
+    std::thread::spawn(move || sender.send(cache(&own)));
+    match receiver.recv_timeout(INDEX_WITHIN) {
+        Ok(status) => status.map(Some),
+        Err(_) => {
+            eprintln!(
+                "castore: the cache cannot be looked at: a process that hangs holds its index"
+            );
+            Ok(None)
+        }
+    }
 }
 
 fn cache(args: &Args) -> anyhow::Result<CacheStatus> {

@@ -20,7 +20,7 @@ pub struct Mounted {
     pub source: String,
     /// Whether programs cannot be executed from it.
     pub noexec: bool,
-    /// The user who has mounted it; FUSE filesystems tell that.
+    /// The user who has mounted it, on FUSE filesystems.
     pub user_id: Option<u32>,
     /// Directories below an overlay.
     pub lower: Vec<PathBuf>,
