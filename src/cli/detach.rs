@@ -10,8 +10,14 @@ use std::{
 use anyhow::{Context, bail};
 use rustix::process::{Pid, PidfdFlags};
 
-use super::process::Handle;
+use super::{
+    process::{Handle, Life},
+    registry,
+};
 use crate::fs::fuse::mountinfo::{self, Mounted};
+
+/// The kernel takes a mount whose process has stopped to serve it away within this time.
+const LEAVE_WITHIN: Duration = Duration::from_secs(10);
 
 /// How a mount is taken away.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -97,20 +103,24 @@ pub(super) fn abort(mounted: &Mounted, within: Duration) -> io::Result<()> {
     )
 }
 
-/// Takes away whatever the mount table still has of a mount whose process is this one. By the bytes of the path: what mounts
-/// and unmounts takes some paths for invalid, and an aborted connection for an unmounted one.
-pub(super) fn leave_nothing(device: &str) {
-    // Those mounted later lie above.
-    let mounts = mountinfo::table().unwrap_or_default().into_iter().rev();
-    for mounted in mounts.filter(|mounted| mounted.is_ours() && mounted.device == device) {
-        let path = &mounted.mountpoint;
-        let above = mountinfo::at(path).ok().flatten();
-        // A mount of another file system above it stays.
-        if above.is_some_and(|above| above.device == device)
-            && let Err(error) = unmount(path, How::Lazily, Duration::from_secs(10))
-        {
-            tracing::warn!(?path, "cannot be unmounted: {error:#}");
-        }
+/// Takes away what the mount table still has of a mount of this process. By the bytes of the path: the crate that mounts takes
+/// some paths for invalid, and an aborted connection for an unmounted one.
+///
+/// The caller holds the lock of the mount point: the kernel gives the device number of a mount that is gone to the next one at
+/// once, and what another process has mounted there since is told from this mount by its registration, which is written under
+/// that lock.
+pub(super) fn leave_nothing(path: &Path, device: &str) {
+    let Ok(Some(there)) = mountinfo::at(path) else {
+        return;
+    };
+    let is_another = registry::find(&there).is_some_and(|found| {
+        found.process.pid != std::process::id() && found.process.life() != Life::Gone
+    });
+    if !there.is_ours() || there.device != device || is_another {
+        return;
+    }
+    if let Err(error) = unmount(path, How::Lazily, LEAVE_WITHIN) {
+        tracing::warn!(?path, "cannot be unmounted: {error:#}");
     }
 }
 

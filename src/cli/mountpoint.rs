@@ -3,10 +3,11 @@ use std::{
     fs::{self, File},
     io,
     path::{Component, Path, PathBuf},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, bail};
+use rustix::fs::FlockOperation;
 
 use super::{
     detach::{self, How},
@@ -21,10 +22,26 @@ const MAX_SYMLINKS: usize = 40;
 /// A dead mount is detached within this time: the kernel has no process to wait for.
 const DETACH_WITHIN: Duration = Duration::from_secs(1);
 
+/// A castore whose mount was taken away just now holds the lock of the mount point for less than this.
+const LOCK_WITHIN: Duration = Duration::from_millis(500);
+
 /// A directory that can be mounted on, locked against a second castore that wants to do the same.
 pub(super) struct Mountpoint {
     pub(super) path: PathBuf,
-    _lock: File,
+    /// The directory itself, also while something is mounted on it.
+    directory: File,
+}
+
+impl Mountpoint {
+    /// Lets others mount here, once this mount is registered.
+    pub(super) fn unlock(&self) {
+        let _ = rustix::fs::flock(&self.directory, FlockOperation::Unlock);
+    }
+
+    /// Whether no other castore is mounting here; none is until this is dropped.
+    pub(super) fn lock(&self) -> bool {
+        rustix::fs::flock(&self.directory, FlockOperation::NonBlockingLockExclusive).is_ok()
+    }
 }
 
 /// An absolute path without symlinks in it. A path that is mounted on is not looked at, and none that leads through a castore
@@ -117,16 +134,21 @@ pub(super) fn prepare(path: &Path, cache_dir: &Path) -> anyhow::Result<Mountpoin
     {
         bail!("the mount point {path:?} is not empty");
     }
-    let lock = File::open(&path)?;
-    let operation = rustix::fs::FlockOperation::NonBlockingLockExclusive;
-    if rustix::fs::flock(&lock, operation).is_err() {
-        bail!("another castore is mounting on {path:?}");
+    let directory = File::open(&path)?;
+    let mountpoint = Mountpoint { path, directory };
+    let path = &mountpoint.path;
+    let deadline = Instant::now() + LOCK_WITHIN;
+    while !mountpoint.lock() {
+        if Instant::now() > deadline {
+            bail!("another castore is mounting on {path:?}");
+        }
+        std::thread::sleep(Duration::from_millis(20));
     }
     // What was looked at before the lock may have been mounted on since.
-    if mountinfo::at(&path)?.is_some() {
+    if mountinfo::at(path)?.is_some() {
         bail!("something is mounted on {path:?} already; unmount it first");
     }
-    Ok(Mountpoint { path, _lock: lock })
+    Ok(mountpoint)
 }
 
 /// Sees that nothing is mounted on a path. Dead mounts are detached, with a note.

@@ -52,6 +52,13 @@ impl Registered {
             beat: None,
         })
     }
+
+    /// Whether the mount table still has it. The kernel gives the device of a mount that is gone to the next one, and its
+    /// process may be alive then: stopped, say, and detached from the directory tree.
+    fn is_in(&self, table: &[Mounted], device: &str) -> bool {
+        let mut mounts = table.iter();
+        mounts.any(|there| there.device == device && there.mountpoint == self.mountpoint.0)
+    }
 }
 
 /// The registration of a mount of this process. The mount is forgotten when this is dropped.
@@ -131,9 +138,11 @@ pub(super) fn find(mounted: &Mounted) -> Option<Registered> {
     let owner = mounted.user_id.unwrap_or_else(|| geteuid().as_raw());
     let name = file_name(&mounted.device);
     let places = candidates(owner).into_iter().map(|dir| dir.join(&name));
+    let table = mountinfo::table().ok()?;
     // The device may have been that of an earlier mount, which was registered elsewhere and has left its file.
     places
         .filter_map(|path| read_of(&path, owner))
+        .filter(|found| found.is_in(&table, &mounted.device))
         .min_by_key(|found| found.process.life() == Life::Gone)
 }
 
@@ -154,9 +163,8 @@ pub(super) fn all() -> Vec<(String, Registered)> {
 /// Removes what processes have left that were killed, and whose mounts have been taken away by other means.
 fn sweep() {
     let table = mountinfo::table().unwrap_or_default();
-    let is_mounted = |device: &str| table.iter().any(|mounted| mounted.device == device);
     for (device, mount) in all() {
-        if mount.process.life() == Life::Gone && !is_mounted(&device) {
+        if mount.process.life() == Life::Gone && !mount.is_in(&table, &device) {
             forget_dead(&device, &mount);
         }
     }
@@ -198,7 +206,11 @@ fn lock(dir: &Path) -> io::Result<File> {
 /// none. It is made if it is not there.
 fn own_dir() -> anyhow::Result<PathBuf> {
     let (dir, mode) = match (paths::is_root(), runtime_dir()) {
-        (true, _) => ("/run/castore".into(), 0o755),
+        (true, _) if private(Path::new("/run/castore"), 0o755).is_ok() => {
+            return Ok("/run/castore".into());
+        }
+        // In a container, /run may be missing or read-only.
+        (true, _) => (fallback(0), 0o700),
         (false, Some(base)) => (base.join("castore"), 0o700),
         (false, None) => (fallback(paths::outer_uid()), 0o700),
     };

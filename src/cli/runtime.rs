@@ -82,7 +82,10 @@ fn subscriber() -> Subscriber {
                 .parse()
                 .unwrap_or_else(|_| tracing::level_filters::LevelFilter::INFO.into()),
         );
-    tracing_subscriber::fmt().with_env_filter(filter)
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        // A line that cannot be written, to a terminal that is gone say, would be reported there, and that panics.
+        .log_internal_errors(false)
 }
 
 /// Runs a command to its end. An interrupt from the terminal (Ctrl-C) is for it, and does not end this process; a request to

@@ -142,6 +142,10 @@ fn by_force(mount: &Mount) -> anyhow::Result<()> {
             }
         }
     };
+    if !detach::is_there(&mount.mounted) {
+        // It has ended meanwhile, and its number may be that of another connection.
+        return Ok(());
+    }
     let aborted = detach::abort(&mount.mounted, left()).is_ok()
         || match detach::unmount(path, How::ByForce, left()) {
             // In use: the connection is aborted all the same.

@@ -163,7 +163,7 @@ fn an_ordinary_user_takes_a_stopped_mount_away_by_force() {
     // Neither fusectl nor MNT_FORCE is for such a user, so the process is ended.
     let output = as_user(
         &prepared(),
-        r#"
+        r"
         ./castore mount tree mnt
         pid=$(echo .cache/castore/mounts/*.sock); pid=${pid##*/}; pid=${pid%.sock}
         test -e /tmp/castore-65534/0-*.json
@@ -174,7 +174,7 @@ fn an_ordinary_user_takes_a_stopped_mount_away_by_force() {
         if grep ' /tmp/home/mnt ' /proc/self/mounts; then exit 4; fi
         if grep -v ') Z ' /proc/$pid/stat; then exit 5; fi
         if test -e /tmp/castore-65534/0-*.json; then exit 6; fi
-        "#,
+        ",
     );
     let text = succeeded(&output);
     assert!(text.contains("does not answer"), "{text}");
@@ -224,6 +224,23 @@ fn a_mount_is_registered_while_it_is_there() {
     assert!(text.contains(scratch.mnt().to_str().unwrap()), "{text}");
     scratch.ok(["unmount".as_ref(), scratch.mnt().as_os_str()]);
     assert!(!registered.exists());
+}
+
+#[test]
+#[ignore = "needs /dev/fuse"]
+fn a_mount_in_the_place_of_an_old_one_stays() {
+    // The kernel gives the new mount the device number of the old one, whose process finds it when it goes on.
+    let scratch = prepared();
+    let mut old = scratch.mount(["tree"]);
+    fs::read(old.at("hello")).unwrap();
+    support::signal(&old.child, libc::SIGSTOP);
+    support::detach(&scratch.mnt());
+    let new = scratch.mount(["tree"]);
+    support::signal(&old.child, libc::SIGCONT);
+    let ended = support::wait(&mut old.child, support::DEADLINE);
+    assert!(ended.is_some_and(|status| status.success()));
+    assert_eq!(fs::read(new.at("large")).unwrap().len(), 5_000_001);
+    new.stop();
 }
 
 #[test]

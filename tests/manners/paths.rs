@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use super::{Background, prepared};
+use super::{Background, as_user, prepared};
 use crate::support::{self, Mount, eventually, is_mounted, succeeded};
 
 fn odd() -> &'static OsStr {
@@ -63,6 +63,28 @@ fn such_a_mount_is_taken_down_at_its_end() {
     shell.args(["-c", &format!("{} {mend}", env!("CARGO_BIN_EXE_castore"))]);
     succeeded(&support::output(shell));
     assert!(!is_mounted(&mnt));
+}
+
+#[test]
+#[ignore = "needs /dev/fuse"]
+fn a_mount_point_of_any_bytes_of_an_ordinary_user() {
+    let output = as_user(
+        &prepared(),
+        r#"
+        odd=$(printf 'm\377n')
+        mkdir "$odd"
+        ./castore mount tree "$odd"
+        cat "$odd/hello"
+        ./castore status >/dev/null
+        ./castore unmount "$odd"
+        ./castore mount tree "$odd"
+        pid=$(echo .cache/castore/mounts/*.sock); pid=${pid##*/}; pid=${pid%.sock}
+        kill -TERM $pid
+        for i in $(seq 300); do grep -qa ' /tmp/home/m.n ' /proc/self/mounts || exit 0; sleep 0.1; done
+        exit 3
+        "#,
+    );
+    assert_eq!(succeeded(&output), "Hello World");
 }
 
 #[test]

@@ -1,6 +1,13 @@
 //! What a mount does on signals, and when its connection is aborted.
 
-use std::{fs, os::unix::process::CommandExt, time::Duration};
+use std::{
+    fs,
+    os::{
+        fd::{AsRawFd, FromRawFd, OwnedFd},
+        unix::process::CommandExt,
+    },
+    time::Duration,
+};
 
 use castore::fs::fuse::mountinfo;
 
@@ -30,6 +37,59 @@ fn what_ends_a_mount() {
         eventually("the process ends", || !mount.is_alive());
         assert!(!is_mounted(&scratch.mnt()), "{signal}");
     }
+}
+
+#[test]
+#[ignore = "needs /dev/fuse"]
+fn a_mount_ends_with_its_terminal() {
+    let scratch = prepared();
+    let (mut terminal, mut end) = (0, 0);
+    // SAFETY: the two descriptors are written to where they are; the rest may be null.
+    let opened = unsafe {
+        libc::openpty(
+            &raw mut terminal,
+            &raw mut end,
+            std::ptr::null_mut(),
+            std::ptr::null(),
+            std::ptr::null(),
+        )
+    };
+    assert_eq!(opened, 0);
+    // SAFETY: they were just made, and have no other owner.
+    let (terminal, end) = unsafe { (OwnedFd::from_raw_fd(terminal), OwnedFd::from_raw_fd(end)) };
+    // The mount must not keep its own terminal open.
+    // SAFETY: a system call.
+    unsafe { libc::fcntl(terminal.as_raw_fd(), libc::F_SETFD, libc::FD_CLOEXEC) };
+    let mut command = scratch.command(["mount", "--foreground", "tree"]);
+    command.arg(scratch.mnt());
+    let end_fd = end.as_raw_fd();
+    // SAFETY: system calls alone, between `fork` and `exec`.
+    unsafe {
+        command.pre_exec(move || {
+            libc::setsid();
+            match libc::ioctl(end_fd, libc::TIOCSCTTY, 0) {
+                0 => Ok(()),
+                _ => Err(std::io::Error::last_os_error()),
+            }
+        });
+    }
+    command.stdout(end.try_clone().unwrap()).stderr(end);
+    let mut child = command.spawn().unwrap();
+    drop(command);
+    eventually("the mount is there", || is_mounted(&scratch.mnt()));
+    assert_eq!(
+        fs::read(scratch.mnt().join("hello")).unwrap(),
+        b"Hello World"
+    );
+    drop(terminal);
+    let status = support::wait(&mut child, END);
+    if status.is_none() {
+        let _ = child.kill();
+    }
+    let left = is_mounted(&scratch.mnt());
+    support::detach(&scratch.mnt());
+    let status = status.expect("it does not end");
+    assert!(status.success() && !left, "{status}, left: {left}");
 }
 
 #[test]

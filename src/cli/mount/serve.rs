@@ -115,7 +115,7 @@ pub(super) async fn serve(
         (_, None) => Ok(()),
     };
     if made.is_ok() {
-        drop(mountpoint); // Gives the lock back.
+        mountpoint.unlock();
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
         tracing::info!(?path, "mounted");
         tokio::select! {
@@ -127,8 +127,8 @@ pub(super) async fn serve(
     }
     tokio::task::spawn_blocking(move || {
         session.close();
-        if let Some(device) = device {
-            detach::leave_nothing(&device);
+        if let Some(device) = device.filter(|_| mountpoint.lock()) {
+            detach::leave_nothing(&mountpoint.path, &device);
         }
     })
     .await?;
@@ -155,7 +155,7 @@ fn failed(args: &Args, path: &Path, error: MountError) -> anyhow::Error {
     if let Ok(Some(mounted)) = mountinfo::at(path)
         && mounted.is_ours()
     {
-        detach::leave_nothing(&mounted.device);
+        detach::leave_nothing(path, &mounted.device);
     }
     let refused = matches!(error, MountError::Mount { .. });
     let error = anyhow::Error::from(error);

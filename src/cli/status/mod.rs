@@ -99,15 +99,11 @@ fn within_reason(args: &Args, some_hang: bool) -> anyhow::Result<Option<CacheSta
     let (sender, receiver) = std::sync::mpsc::channel();
     let own = args.clone();
     std::thread::spawn(move || sender.send(cache(&own)));
-    match receiver.recv_timeout(INDEX_WITHIN) {
-        Ok(status) => status.map(Some),
-        Err(_) => {
-            eprintln!(
-                "castore: the cache cannot be looked at: a process that hangs holds its index"
-            );
-            Ok(None)
-        }
+    if let Ok(status) = receiver.recv_timeout(INDEX_WITHIN) {
+        return status.map(Some);
     }
+    eprintln!("castore: the cache is not shown: a process that hangs holds its index");
+    Ok(None)
 }
 
 fn cache(args: &Args) -> anyhow::Result<CacheStatus> {

@@ -94,11 +94,7 @@ pub(super) fn survey(cache_dir: &Path, only: bool) -> Survey {
         }
     }
     for (device, registered) in registry::all() {
-        if devices.contains(&device) {
-            continue;
-        }
-        pids.insert(registered.process.pid);
-        if is_wanted(Some(&registered)) {
+        if pids.insert(registered.process.pid) && is_wanted(Some(&registered)) {
             candidates.push(Candidate::Detached(device, registered));
         }
     }
