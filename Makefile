@@ -9,10 +9,10 @@ demo: setup
 
 test: setup servers programs
 	@if test -w /dev/fuse && command -v fusermount3 >/dev/null 2>&1; then \
-		set -x; $(CARGO) test --locked --no-fail-fast -- --include-ignored; \
+		contrib/test.sh $(CARGO) test --locked --no-fail-fast -- --include-ignored; \
 	else \
 		echo "make test: no usable /dev/fuse here, so the tests that mount are reported as ignored"; \
-		set -x; $(CARGO) test --locked --no-fail-fast; \
+		contrib/test.sh $(CARGO) test --locked --no-fail-fast; \
 	fi
 
 # 200 clients through one hub, and a hub that is away for a minute under a build.

@@ -462,7 +462,7 @@ fn an_ordinary_user() {
         if ./castore mount --allow-other {digest} mnt 2>error; then exit 9; fi
         cat error
 END
-        exec setpriv --reuid 65534 --regid 65534 --clear-groups env -i PATH="$PATH" HOME={home} \
+        exec setpriv --reuid 65534 --regid 65534 --clear-groups env -i PATH="$PATH" HOME={home} XDG_RUNTIME_DIR={home} \
             CASTORE_REMOTE=objectstore+file://{home}/store sh {home}/work"#,
         home = home.path().display(),
         store = scratch.path("store").display(),

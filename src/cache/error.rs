@@ -12,8 +12,6 @@ use crate::{
 pub enum CacheError {
     #[error(transparent)]
     Remote(#[from] RemoteError),
-    #[error("the chunk {digest} from {remote} has other bytes than its digest says")]
-    ChunkMismatch { digest: Digest, remote: String },
     #[error("the blob {digest} from {remote} has other bytes than its digest says")]
     BlobMismatch { digest: Digest, remote: String },
     #[error("the directory {digest} from {remote} is damaged: {cause}")]
@@ -78,7 +76,6 @@ impl CacheError {
         matches!(
             self,
             Self::Remote(RemoteError::Corrupt { .. })
-                | Self::ChunkMismatch { .. }
                 | Self::BlobMismatch { .. }
                 | Self::BadDirectory { .. }
                 | Self::IncompleteClosure { .. }
@@ -91,8 +88,7 @@ impl CacheError {
     pub fn remote(&self) -> Option<&str> {
         match self {
             Self::Remote(error) => Some(error.remote()),
-            Self::ChunkMismatch { remote, .. }
-            | Self::BlobMismatch { remote, .. }
+            Self::BlobMismatch { remote, .. }
             | Self::BadDirectory { remote, .. }
             | Self::IncompleteClosure { remote, .. }
             | Self::UnexpectedDirectory { remote, .. } => Some(remote),

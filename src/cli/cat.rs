@@ -1,4 +1,4 @@
-use std::io::Write;
+use std::{ffi::OsString, io::Write};
 
 use anyhow::bail;
 use futures::{StreamExt, TryStreamExt};
@@ -21,7 +21,7 @@ const AHEAD: usize = 4;
 pub(super) struct Args {
     /// A digest or a name, and the path of a file in it
     #[arg(value_name = "ROOT/PATH")]
-    root: String,
+    root: OsString,
 
     #[command(flatten)]
     remotes: RemoteArgs,
@@ -36,9 +36,9 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
         let cache = open::cache(&args.cache, &args.remotes)?;
         let (digest, size) = match open::node(&cache, &args.root).await?.0 {
             Node::File { digest, size, .. } => (digest, size),
-            Node::Directory { .. } => bail!("{} is a directory", args.root),
+            Node::Directory { .. } => bail!("{} is a directory", args.root.display()),
             Node::Symlink { target } => {
-                bail!("{} is a symlink to {target:?}", args.root);
+                bail!("{} is a symlink to {target:?}", args.root.display());
             }
         };
         let blob = cache.blob(digest, size).await?;

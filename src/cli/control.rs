@@ -1,32 +1,38 @@
 use std::{
     fs::{self, File},
-    io::{Read, Write},
+    io::{self, Read, Write},
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use anyhow::bail;
 use async_trait::async_trait;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::UnixListener,
 };
 
-use super::paths;
+use super::raw_path::RawPath;
 use crate::{fs::RecentError, prefetch::Trace, remote::RemoteStatus};
 
-/// A mount answers within this time, or is taken for stuck.
-const ANSWER_WITHIN: Duration = Duration::from_secs(5);
+/// A mount that lives answers within this time, from connecting to the last byte.
+pub(super) const ANSWER_WITHIN: Duration = Duration::from_secs(1);
+/// A client sends its request and takes the answer within this time.
+const CLIENT_WITHIN: Duration = Duration::from_secs(5);
 /// The longest request, in bytes.
 const MAX_REQUEST: u64 = 64 << 10;
+/// The longest answer, in bytes: a trace of some hundred thousand reads.
+const MAX_ANSWER: u64 = 1 << 30;
+/// How soon a mount is tried again that has too many clients already.
+const BUSY: Duration = Duration::from_millis(10);
 
 /// What a mount says of itself.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct MountStatus {
-    pub(super) mountpoint: PathBuf,
+    pub(super) mountpoint: RawPath,
     pub(super) pid: u32,
     /// As it was given, to `mount` or to `switch`.
     pub(super) root: String,
@@ -87,7 +93,8 @@ impl Control {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
-        let listener = UnixListener::bind(reach(&File::open(&dir)?, &name))?;
+        let handle = File::open(&dir)?;
+        let listener = UnixListener::bind(reach(&handle, &name))?;
         let task = tokio::spawn(async move {
             loop {
                 let Ok((stream, _)) = listener.accept().await else {
@@ -99,6 +106,11 @@ impl Control {
             }
         });
         Ok(Self { path, task })
+    }
+
+    /// Where it listens.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
     }
 }
 
@@ -115,7 +127,7 @@ async fn answer(
 ) -> anyhow::Result<()> {
     let mut request = Vec::new();
     let mut limited = (&mut stream).take(MAX_REQUEST);
-    tokio::time::timeout(ANSWER_WITHIN, limited.read_to_end(&mut request)).await??;
+    tokio::time::timeout(CLIENT_WITHIN, limited.read_to_end(&mut request)).await??;
     // Nothing was all that older versions said.
     let request = match &request[..] {
         [] => Request::Status,
@@ -133,75 +145,91 @@ async fn answer(
             serde_json::to_vec(&switched)?
         }
     };
-    tokio::time::timeout(ANSWER_WITHIN, stream.write_all(&json)).await??;
+    tokio::time::timeout(CLIENT_WITHIN, stream.write_all(&json)).await??;
     Ok(())
 }
 
-/// The cache of the mount on a path, and its process. `cache_dir` is what was said of it: a mount tells by itself, unless it has
-/// no extended attributes.
-pub(super) fn find(path: &Path, cache_dir: Option<&Path>) -> anyhow::Result<(PathBuf, u32)> {
-    let dir = cache_dir.map_or_else(paths::default_cache, Path::to_owned);
-    let (mounts, _) = ask_all(&dir);
-    let Some(mount) = mounts.iter().rfind(|mount| mount.mountpoint == path) else {
-        bail!(
-            "nothing is mounted on {path:?} with the cache {dir:?}; `castore status` lists its mounts, --cache-dir names \
-             another cache"
-        );
-    };
-    Ok((dir, mount.pid))
-}
-
-/// Asks the mount of a process that uses a cache.
-pub(super) fn ask_one<T: DeserializeOwned>(
-    cache_dir: &Path,
-    pid: u32,
+/// Asks the mount that listens on a socket. `within` is the time for all of it.
+///
+/// # Errors
+/// `TimedOut` when it does not answer, `ConnectionRefused` when nobody listens, `PermissionDenied` when it is another user's.
+pub(super) fn ask<T: DeserializeOwned>(
+    socket: &Path,
     request: &Request,
     within: Duration,
-) -> anyhow::Result<T> {
-    let dir = File::open(sockets(cache_dir))?;
-    let stream = UnixStream::connect(reach(&dir, &format!("{pid}.sock")))?;
-    ask(stream, request, within)
-}
-
-/// What the mounts that use a cache say, and how many do not answer. Sockets of processes that are gone are removed.
-pub(super) fn ask_all(cache_dir: &Path) -> (Vec<MountStatus>, usize) {
-    let dir = sockets(cache_dir);
-    let (mut mounts, mut silent) = (Vec::new(), 0);
-    let Ok(handle) = File::open(&dir) else {
-        return (mounts, silent);
-    };
-    for entry in fs::read_dir(&dir).into_iter().flatten().flatten() {
-        let name = entry.file_name().to_string_lossy().into_owned();
-        match UnixStream::connect(reach(&handle, &name)) {
-            Ok(stream) => match ask(stream, &Request::Status, ANSWER_WITHIN) {
-                Ok(status) => mounts.push(status),
-                Err(_) => silent += 1,
-            },
-            Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => {
-                let _ = fs::remove_file(entry.path());
+) -> io::Result<T> {
+    let deadline = Instant::now() + within;
+    let mut stream = connect(socket, deadline)?;
+    stream.set_write_timeout(Some(left(deadline)?))?;
+    stream.write_all(&serde_json::to_vec(request)?)?;
+    stream.shutdown(std::net::Shutdown::Write)?;
+    let mut json = Vec::new();
+    let mut part = vec![0; 64 << 10];
+    loop {
+        stream.set_read_timeout(Some(left(deadline)?))?;
+        match stream.read(&mut part) {
+            Ok(0) => break,
+            Ok(len) => json.extend_from_slice(&part[..len]),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                return Err(io::ErrorKind::TimedOut.into());
             }
-            Err(_) => silent += 1,
+            Err(error) => return Err(error),
+        }
+        if json.len() as u64 > MAX_ANSWER {
+            return Err(io::ErrorKind::InvalidData.into());
         }
     }
-    mounts.sort_by(|a, b| a.mountpoint.cmp(&b.mountpoint));
-    (mounts, silent)
+    Ok(serde_json::from_slice(&json)?)
 }
 
-fn ask<T: DeserializeOwned>(
-    mut stream: UnixStream,
-    request: &Request,
-    within: Duration,
-) -> anyhow::Result<T> {
-    stream.set_read_timeout(Some(within))?;
-    stream.set_write_timeout(Some(within))?;
-    // A mount of an older version answers before it is asked, and may be gone by now.
-    let asked = stream.write_all(&serde_json::to_vec(request)?);
-    if asked.is_ok() {
-        let _ = stream.shutdown(std::net::Shutdown::Write);
+/// Connecting waits while a process has not taken the connections that it has, so one that is stopped would be waited for
+/// without end.
+fn connect(socket: &Path, deadline: Instant) -> io::Result<UnixStream> {
+    let (Some(dir), Some(name)) = (socket.parent(), socket.file_name()) else {
+        return Err(io::ErrorKind::InvalidInput.into());
+    };
+    let dir = File::open(dir)?;
+    let address = SocketAddrUnix::new(reach(&dir, name.to_string_lossy().as_ref()))?;
+    loop {
+        let stream = rustix::net::socket_with(
+            AddressFamily::UNIX,
+            SocketType::STREAM,
+            SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
+            None,
+        )?;
+        match rustix::net::connect(&stream, &address) {
+            Ok(()) => {
+                let stream = UnixStream::from(stream);
+                stream.set_nonblocking(false)?;
+                return Ok(stream);
+            }
+            Err(rustix::io::Errno::AGAIN) => std::thread::sleep(BUSY.min(left(deadline)?)),
+            Err(error) => return Err(error.into()),
+        }
     }
-    let mut json = Vec::new();
-    stream.read_to_end(&mut json)?;
-    Ok(serde_json::from_slice(&json)?)
+}
+
+fn left(deadline: Instant) -> io::Result<Duration> {
+    let left = deadline.saturating_duration_since(Instant::now());
+    match left.is_zero() {
+        true => Err(io::ErrorKind::TimedOut.into()),
+        false => Ok(left),
+    }
+}
+
+/// The sockets of the mounts that use a cache, with the numbers of their processes.
+pub(super) fn sockets_of(cache_dir: &Path) -> Vec<(u32, PathBuf)> {
+    let entries = fs::read_dir(sockets(cache_dir))
+        .into_iter()
+        .flatten()
+        .flatten();
+    let found = entries.filter_map(|entry| {
+        let name = entry.file_name().into_string().ok()?;
+        let pid = name.strip_suffix(".sock")?.parse().ok()?;
+        Some((pid, entry.path()))
+    });
+    found.collect()
 }
 
 fn sockets(cache_dir: &Path) -> PathBuf {

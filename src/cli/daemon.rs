@@ -2,9 +2,13 @@ use std::{
     env,
     fs::{File, OpenOptions},
     io::{Read, Write},
-    os::unix::{fs::OpenOptionsExt, process::CommandExt},
-    path::Path,
+    os::{
+        fd::{BorrowedFd, RawFd},
+        unix::{fs::OpenOptionsExt, process::CommandExt},
+    },
+    path::{Path, PathBuf},
     process::{Command, Stdio},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use anyhow::{Context, bail};
@@ -22,7 +26,11 @@ const LOG_MAX: u64 = 4 << 20;
 
 /// Runs this program again in the background, with the same arguments, and waits until it says how the mount went.
 /// Starting anew instead of forking means that no thread, runtime or database handle is carried over.
+///
+/// Descriptors of the caller, such as the one that holds a lock or the end of a pipe, are not handed on: it waits for their
+/// end, and the mount may live for months.
 pub(super) fn start() -> anyhow::Result<()> {
+    close_on_exec()?;
     let mut arguments = env::args_os();
     let name = arguments.next().unwrap_or_default();
     let mut child = Command::new("/proc/self/exe")
@@ -49,13 +57,33 @@ pub(super) fn start() -> anyhow::Result<()> {
     }
 }
 
+/// Marks all descriptors but those of stdin, stdout and stderr.
+fn close_on_exec() -> anyhow::Result<()> {
+    let fds: Vec<RawFd> = std::fs::read_dir("/proc/self/fd")?
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .collect();
+    for fd in fds.into_iter().filter(|fd| *fd > 2) {
+        // SAFETY: a descriptor of this process, used for one system call. One that is not open any more, such as that of the
+        // directory which was read, gives an error.
+        let fd = unsafe { BorrowedFd::borrow_raw(fd) };
+        let _ = rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::CLOEXEC);
+    }
+    Ok(())
+}
+
+/// Whether this process is the one that [`start`] has started.
+pub(super) fn was_started() -> bool {
+    env::var_os(VARIABLE).is_some()
+}
+
 /// Whether this process is the one that [`start`] has started. Leaves the terminal's session when it is.
 pub(super) fn is_background() -> bool {
-    if env::var_os(VARIABLE).is_none() {
-        return false;
+    let was_started = was_started();
+    if was_started {
+        let _ = rustix::process::setsid();
     }
-    let _ = rustix::process::setsid();
-    true
+    was_started
 }
 
 /// Ends this process when whoever waits for it goes away before the mount answers: an interrupted `castore mount` leaves
@@ -90,7 +118,7 @@ pub(super) fn end_with_parent() {
 ///
 /// # Errors
 /// When the parent is gone: nobody waits for this mount any more.
-pub(super) fn tell_ready(log: &File) -> anyhow::Result<()> {
+pub(super) fn tell_ready(log: &Log) -> anyhow::Result<()> {
     let mut stdout = std::io::stdout();
     stdout
         .write_all(READY.as_bytes())
@@ -98,7 +126,7 @@ pub(super) fn tell_ready(log: &File) -> anyhow::Result<()> {
         .context("whoever wanted this mount is gone")?;
     let null = File::options().read(true).write(true).open("/dev/null")?;
     rustix::stdio::dup2_stdout(&null)?;
-    rustix::stdio::dup2_stderr(log)?;
+    rustix::stdio::dup2_stderr(&*log.file())?;
     Ok(())
 }
 
@@ -107,16 +135,54 @@ pub(super) fn tell_failure(error: &anyhow::Error) {
     let _ = write!(std::io::stdout(), "{error:#}");
 }
 
-/// Opens the log in a cache directory.
-pub(super) fn open_log(cache_dir: &Path) -> anyhow::Result<File> {
-    let path = cache_dir.join("castore.log");
-    if std::fs::metadata(&path).is_ok_and(|metadata| metadata.len() > LOG_MAX) {
-        std::fs::rename(&path, cache_dir.join("castore.log.old"))?;
+/// The log of a background process, in its cache directory.
+#[derive(Debug)]
+pub(super) struct Log {
+    path: PathBuf,
+    /// The lock is held for one write.
+    file: Mutex<File>,
+}
+
+impl Log {
+    pub(super) fn open(cache_dir: &Path) -> anyhow::Result<Arc<Self>> {
+        let path = cache_dir.join("castore.log");
+        let file = Mutex::new(open_log(&path)?);
+        Ok(Arc::new(Self { path, file }))
+    }
+
+    /// Opens the file anew: what rotates logs has renamed the old one.
+    pub(super) fn reopen(&self) {
+        match open_log(&self.path)
+            .and_then(|file| Ok(rustix::stdio::dup2_stderr(&file).map(|()| file)?))
+        {
+            Ok(file) => *self.file() = file,
+            Err(error) => tracing::error!("{error:#}"),
+        }
+    }
+
+    fn file(&self) -> MutexGuard<'_, File> {
+        self.file.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Write for &Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.file().write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.file().flush()
+    }
+}
+
+fn open_log(path: &Path) -> anyhow::Result<File> {
+    if std::fs::metadata(path).is_ok_and(|metadata| metadata.len() > LOG_MAX) {
+        std::fs::rename(path, path.with_extension("log.old"))?;
     }
     OpenOptions::new()
         .create(true)
         .append(true)
         .mode(0o600)
-        .open(&path)
+        .open(path)
         .with_context(|| format!("the log {path:?} cannot be opened"))
 }

@@ -76,7 +76,7 @@ async fn fetch(args: &Args, cache: &Arc<Cache>) -> anyhow::Result<()> {
             tree.add(cache, &node, closure, &path.to_string()).await;
         }
     } else {
-        let (node, closure) = open::node(cache, &args.root).await?;
+        let (node, closure) = open::node(cache, args.root.as_ref()).await?;
         tree.add(cache, &node, closure, &args.root).await;
     }
     if let Some((_, path, error)) = tree.missing.pop() {

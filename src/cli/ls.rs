@@ -1,4 +1,4 @@
-use std::io::Write;
+use std::{ffi::OsString, io::Write, os::unix::ffi::OsStrExt};
 
 use super::{
     args::{CacheArgs, RemoteArgs},
@@ -15,7 +15,7 @@ Examples:
 pub(super) struct Args {
     /// A digest or a name, and a path in it
     #[arg(value_name = "ROOT[/PATH]")]
-    root: String,
+    root: OsString,
 
     /// With type, size and digest
     #[arg(short, long, env = "CASTORE_LONG")]
@@ -40,8 +40,8 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
                 line(&mut out, args.long, &entry.to_entry())?;
             }
         } else {
-            let name = args.root.rsplit('/').next().unwrap_or_default();
-            let name = crate::model::Name::new(name.as_bytes().to_vec())?;
+            let name = args.root.as_bytes().rsplit(|byte| *byte == b'/').next();
+            let name = crate::model::Name::new(name.unwrap_or_default().to_vec())?;
             line(&mut out, args.long, &Entry { name, node })?;
         }
         out.flush()?;

@@ -8,8 +8,13 @@
 //! - `progress`: bars on a terminal
 //! - `runtime`: the only place that blocks on a future
 //! - `mountpoint`: what can be mounted on
-//! - `daemon`: going to the background and telling how it went
-//! - `control`: how `status` talks to mounts
+//! - `daemon`: going to the background, and its log
+//! - `control`: how commands talk to mounts
+//! - `registry`: which process serves which mount
+//! - `mounts`: mounts of the mount table, and whether they answer
+//! - `detach`: taking mounts away, also those that hang
+//! - `process`: processes that cannot be taken for others
+//! - `raw_path`: paths that are not UTF-8, in JSON and for a shell
 //! - `fstab`: being called as `mount.castore`
 
 #![allow(
@@ -23,18 +28,23 @@ mod config;
 mod control;
 mod copy;
 mod daemon;
+mod detach;
 mod fetch;
 mod fstab;
 mod import;
 mod ls;
 mod mount;
 mod mountpoint;
+mod mounts;
 mod name;
 mod open;
 mod paths;
 mod prefetch;
+mod process;
 mod profile;
 mod progress;
+mod raw_path;
+mod registry;
 mod roots;
 mod runtime;
 mod serve;
@@ -48,6 +58,8 @@ mod walk;
 use std::{ffi::OsString, process::ExitCode};
 
 use clap::{Parser, Subcommand};
+
+use self::fstab::Called;
 
 #[derive(Debug, Parser)]
 #[command(
@@ -101,10 +113,15 @@ enum Command {
 /// Runs what the command line says.
 #[must_use]
 pub fn main() -> ExitCode {
+    runtime::introduce();
     let args: Vec<OsString> = std::env::args_os().collect();
-    let args = match fstab::arguments(&args) {
+    let args = match fstab::called(&args) {
         None => args,
-        Some(Ok(args)) => args,
+        Some(Ok(Called::Mount(args))) => args,
+        Some(Ok(Called::Fake)) => return ExitCode::SUCCESS,
+        Some(Ok(Called::Remount { mountpoint, noexec })) => {
+            return ended(fstab::remount(&mountpoint, noexec));
+        }
         Some(Err(error)) => return report(&error),
     };
     let understood = config::load(&args).and_then(|loaded| {
@@ -137,6 +154,10 @@ pub fn main() -> ExitCode {
             return trace::run(&args).unwrap_or_else(|error| report(&error));
         }
     };
+    ended(result)
+}
+
+fn ended(result: anyhow::Result<()>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => report(&error),

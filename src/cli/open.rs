@@ -1,4 +1,4 @@
-use std::sync::Arc;
+use std::{ffi::OsStr, os::unix::ffi::OsStrExt, sync::Arc};
 
 use anyhow::{Context, bail};
 
@@ -101,9 +101,28 @@ pub(super) fn closure_of(node: &Node) -> Digest {
     }
 }
 
+/// A root and a path in it. A name in the path may be of any bytes, a root is UTF-8.
+fn root_and_path(text: &OsStr) -> anyhow::Result<(RootRef, Vec<Name>)> {
+    let bytes = text.as_bytes();
+    let valid = match std::str::from_utf8(bytes) {
+        Ok(text) => return Ok(RootRef::parse_with_path(text)?),
+        Err(error) => &bytes[..error.valid_up_to()],
+    };
+    // The name with the first byte that is not UTF-8 begins behind the last `/` before it.
+    let slash = valid.iter().rposition(|byte| *byte == b'/');
+    let (root, rest) = bytes.split_at(slash.context("the root is not valid UTF-8")?);
+    let (root, mut path) = RootRef::parse_with_path(std::str::from_utf8(root)?)?;
+    for name in rest.split(|byte| *byte == b'/') {
+        if !name.is_empty() {
+            path.push(Name::new(name.to_vec()).context("in the path after the root")?);
+        }
+    }
+    Ok((root, path))
+}
+
 /// The node at a path below a root, and the root of a closure that has it.
-pub(super) async fn node(cache: &Arc<Cache>, text: &str) -> anyhow::Result<(Node, Digest)> {
-    let (root_ref, path) = RootRef::parse_with_path(text)?;
+pub(super) async fn node(cache: &Arc<Cache>, text: &OsStr) -> anyhow::Result<(Node, Digest)> {
+    let (root_ref, path) = root_and_path(text)?;
     let mut node = root(cache, &root_ref).await?;
     let closure = closure_of(&node);
     let mut walked = root_ref.to_string();

@@ -1,6 +1,14 @@
-use std::{future::Future, os::unix::process::ExitStatusExt};
+use std::{
+    future::Future,
+    os::unix::process::{CommandExt, ExitStatusExt},
+    process::Command,
+    sync::{Arc, OnceLock},
+};
 
+use rustix::fs::Mode;
 use tokio::signal::unix::{SignalKind, signal};
+
+use super::daemon::Log;
 
 /// Runs a command's future to its end. The only place that blocks on one.
 pub(super) fn block_on<T>(future: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
@@ -17,6 +25,32 @@ pub(super) fn block_on<T>(future: impl Future<Output = anyhow::Result<T>>) -> an
     result
 }
 
+/// The umask that this process was started with.
+static UMASK: OnceLock<Mode> = OnceLock::new();
+
+/// Names the process: one that was started from `/proc/self/exe` is called `exe` in `top` and in the kernel's messages. Sees
+/// that files and directories made here can be used by their owner, whatever the umask. Called before there are threads.
+pub(super) fn introduce() {
+    let _ = rustix::thread::set_name(c"castore");
+    let given = rustix::process::umask(Mode::RWXU.complement());
+    rustix::process::umask(given - Mode::RWXU);
+    let _ = UMASK.set(given);
+}
+
+/// Gives a command that the user wants to run the umask that the user has.
+fn hand_umask_on(command: &mut Command) {
+    let Some(umask) = UMASK.get().copied() else {
+        return;
+    };
+    // SAFETY: between `fork` and `exec`, this makes one system call.
+    unsafe {
+        command.pre_exec(move || {
+            rustix::process::umask(umask);
+            Ok(())
+        });
+    }
+}
+
 /// Logs to stderr.
 pub(super) fn log_to_stderr() {
     let colours = std::io::IsTerminal::is_terminal(&std::io::stderr());
@@ -26,12 +60,9 @@ pub(super) fn log_to_stderr() {
         .try_init();
 }
 
-/// Logs to a file.
-pub(super) fn log_to(file: std::fs::File) {
-    let _ = subscriber()
-        .with_ansi(false)
-        .with_writer(std::sync::Arc::new(file))
-        .try_init();
+/// Logs to the file of a background process.
+pub(super) fn log_to(log: Arc<Log>) {
+    let _ = subscriber().with_ansi(false).with_writer(log).try_init();
 }
 
 type Subscriber = tracing_subscriber::fmt::SubscriberBuilder<
@@ -51,7 +82,10 @@ fn subscriber() -> Subscriber {
                 .parse()
                 .unwrap_or_else(|_| tracing::level_filters::LevelFilter::INFO.into()),
         );
-    tracing_subscriber::fmt().with_env_filter(filter)
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        // A line that cannot be written, to a terminal that is gone say, would be reported there, and that panics.
+        .log_internal_errors(false)
 }
 
 /// Runs a command to its end. An interrupt from the terminal (Ctrl-C) is for it, and does not end this process; a request to
@@ -59,7 +93,8 @@ fn subscriber() -> Subscriber {
 ///
 /// # Errors
 /// When it cannot be started.
-pub(super) fn run(mut command: std::process::Command) -> anyhow::Result<std::process::ExitStatus> {
+pub(super) fn run(mut command: Command) -> anyhow::Result<std::process::ExitStatus> {
+    hand_umask_on(&mut command);
     block_on(async {
         let _swallowed = signal(SignalKind::interrupt())?;
         let mut terminate = signal(SignalKind::terminate())?;

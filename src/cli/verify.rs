@@ -47,7 +47,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
 }
 
 async fn verify(root: &str, cache: &Arc<Cache>) -> anyhow::Result<()> {
-    let (node, closure) = open::node(cache, root).await?;
+    let (node, closure) = open::node(cache, root.as_ref()).await?;
     let mut tree = Tree::default();
     tree.add(cache, &node, closure, root).await;
     let mut missing: Vec<_> = futures::stream::iter(&tree.files)

@@ -79,7 +79,6 @@ fn remedy(error: &FsError) -> &'static str {
         }
         FsError::Cache(
             CacheError::Remote(RemoteError::Corrupt { .. } | RemoteError::Write { .. })
-            | CacheError::ChunkMismatch { .. }
             | CacheError::BlobMismatch { .. }
             | CacheError::BadDirectory { .. }
             | CacheError::IncompleteClosure { .. }

@@ -140,9 +140,9 @@ impl TarReader {
             }
             EntryType::Symlink => {
                 let target = entry.link_name_bytes().unwrap_or_default().into_owned();
-                let target = Target::new(target).map_err(|source| ImportError::Target {
+                let target = Target::new(target).map_err(|cause| ImportError::Target {
                     path: path.clone(),
-                    source,
+                    cause,
                 })?;
                 Some(Item::Symlink(Node::Symlink { target }))
             }
@@ -260,9 +260,9 @@ fn components(entry: &Path, path: &Path) -> Result<Vec<Name>, ImportError> {
         .map(|component| match component {
             Component::Normal(name) => {
                 let name = std::os::unix::ffi::OsStrExt::as_bytes(name).to_vec();
-                Name::new(name).map_err(|source| ImportError::Name {
+                Name::new(name).map_err(|cause| ImportError::Name {
                     path: entry.to_owned(),
-                    source,
+                    cause,
                 })
             }
             Component::ParentDir => Err(refused("a path with .. is refused")),

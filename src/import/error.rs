@@ -8,16 +8,16 @@ use crate::{
 /// Why nothing was imported.
 #[derive(Debug, thiserror::Error)]
 pub enum ImportError {
-    #[error("cannot read {path:?}: {source}")]
-    Read { path: PathBuf, source: io::Error },
+    #[error("cannot read {path:?}: {cause}")]
+    Read { path: PathBuf, cause: io::Error },
     #[error(
         "{path:?} is {kind}, which a tree cannot hold; leave it out, or pass --skip-special to leave all such files out"
     )]
     Special { path: PathBuf, kind: &'static str },
-    #[error("{path:?}: {source}")]
-    Name { path: PathBuf, source: NameError },
-    #[error("{path:?} is {source}")]
-    Target { path: PathBuf, source: TargetError },
+    #[error("{path:?}: {cause}")]
+    Name { path: PathBuf, cause: NameError },
+    #[error("{path:?} is {cause}")]
+    Target { path: PathBuf, cause: TargetError },
     #[error(transparent)]
     Directory(#[from] DirectoryError),
     #[error(transparent)]

@@ -57,9 +57,9 @@ impl Cutter {
             self.chunks.blocking_send((digest, bytes)).is_ok()
         })
         .map_err(|error| match error {
-            CutError::Read(source) => ImportError::Read {
+            CutError::Read(cause) => ImportError::Read {
                 path: path.to_owned(),
-                source,
+                cause,
             },
             CutError::Manifest(error) => error.into(),
             CutError::Stopped => ImportError::Stopped,

@@ -105,10 +105,10 @@ impl Walk {
             Item::File(self.files.len() - 1)
         } else if kind.is_symlink() {
             let target = fs::read_link(path).map_err(|error| read_failed(path, error))?;
-            let target = Target::new(target.into_os_string().into_vec()).map_err(|source| {
+            let target = Target::new(target.into_os_string().into_vec()).map_err(|cause| {
                 ImportError::Target {
                     path: path.to_owned(),
-                    source,
+                    cause,
                 }
             })?;
             Item::Symlink(Node::Symlink { target })
@@ -140,7 +140,7 @@ impl Walk {
                 .map_err(|error| read_failed(&path, error))?;
             if let Some(item) = self.item(&path, &metadata)? {
                 let name = Name::new(entry.file_name().into_vec())
-                    .map_err(|source| ImportError::Name { path, source })?;
+                    .map_err(|cause| ImportError::Name { path, cause })?;
                 items.insert(name, item);
             }
         }
@@ -161,10 +161,10 @@ fn cut_file(cutter: &Cutter, path: &Path) -> Result<Node, ImportError> {
     })
 }
 
-fn read_failed(path: &Path, source: io::Error) -> ImportError {
+fn read_failed(path: &Path, cause: io::Error) -> ImportError {
     ImportError::Read {
         path: path.to_owned(),
-        source,
+        cause,
     }
 }
 

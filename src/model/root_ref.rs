@@ -17,9 +17,9 @@ pub enum RootRefError {
     #[error(transparent)]
     Digest(#[from] DigestError),
     #[error("not a root: {0}")]
-    Name(#[from] NameError),
+    Name(NameError),
     #[error("a path is no root, unless it is a Nix store path: {0}")]
-    StorePath(#[from] StorePathError),
+    StorePath(StorePathError),
     #[error(
         "a root is needed: a digest (b3:…), a registered name or a Nix store path; `castore roots` lists the names"
     )]
@@ -59,7 +59,7 @@ impl RootRef {
         } else if digest_len.is_some() || is_hex {
             Self::Digest(root.parse()?)
         } else {
-            let name = Name::new(root.as_bytes().to_vec())?;
+            let name = Name::new(root.as_bytes().to_vec()).map_err(RootRefError::Name)?;
             StorePath::from_basename(name.clone()).map_or(Self::Name(name), Self::StorePath)
         };
         Ok((root, components(rest.split('/'))?))
@@ -72,7 +72,7 @@ impl RootRef {
         for part in parts.by_ref() {
             match part.parse::<StorePath>() {
                 Ok(path) => return Ok((Self::StorePath(path), components(parts)?)),
-                Err(error) => failed = error.into(),
+                Err(error) => failed = RootRefError::StorePath(error),
             }
         }
         Err(failed)

@@ -11,19 +11,25 @@ use crate::model::{
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DecodeError {
     #[error("not a protobuf message of this type: {0}")]
-    Protobuf(#[from] prost::DecodeError),
+    Protobuf(prost::DecodeError),
     #[error(transparent)]
     Name(#[from] NameError),
-    #[error("the entry {name:?} has {source}")]
-    Target { name: Name, source: TargetError },
-    #[error("the entry {name:?} has a bad digest: {source}")]
-    Digest { name: Name, source: DigestError },
+    #[error("the entry {name:?} has {cause}")]
+    Target { name: Name, cause: TargetError },
+    #[error("the entry {name:?} has a bad digest: {cause}")]
+    Digest { name: Name, cause: DigestError },
     #[error("a node that is neither a directory, a file nor a symlink")]
     EmptyNode,
-    #[error("chunk {index} has a bad digest: {source}")]
-    ChunkDigest { index: usize, source: DigestError },
+    #[error("chunk {index} has a bad digest: {cause}")]
+    ChunkDigest { index: usize, cause: DigestError },
     #[error(transparent)]
     Manifest(#[from] ManifestError),
+}
+
+impl From<prost::DecodeError> for DecodeError {
+    fn from(cause: prost::DecodeError) -> Self {
+        Self::Protobuf(cause)
+    }
 }
 
 /// The message of a directory.
@@ -123,7 +129,7 @@ pub fn manifest_of(message: &wire::StatBlobResponse) -> Result<Option<Manifest>,
         .map(|(index, chunk)| {
             Digest::try_from(&chunk.digest[..])
                 .map(|digest| (digest, chunk.size))
-                .map_err(|source| DecodeError::ChunkDigest { index, source })
+                .map_err(|cause| DecodeError::ChunkDigest { index, cause })
         })
         .collect::<Result<Vec<_>, _>>()?;
     if chunks.is_empty() {
@@ -159,9 +165,9 @@ fn node_to_wire(node: &Node, name: Bytes) -> wire::node::Node {
 
 fn node_from_wire(node: wire::node::Node) -> Result<(Name, Node), DecodeError> {
     let digest = |name: &Name, bytes: &Bytes| {
-        Digest::try_from(&bytes[..]).map_err(|source| DecodeError::Digest {
+        Digest::try_from(&bytes[..]).map_err(|cause| DecodeError::Digest {
             name: name.clone(),
-            source,
+            cause,
         })
     };
     match node {
@@ -185,7 +191,7 @@ fn node_from_wire(node: wire::node::Node) -> Result<(Name, Node), DecodeError> {
             let name = Name::new(node.name)?;
             match Target::new(node.target) {
                 Ok(target) => Ok((name, Node::Symlink { target })),
-                Err(source) => Err(DecodeError::Target { name, source }),
+                Err(cause) => Err(DecodeError::Target { name, cause }),
             }
         }
     }

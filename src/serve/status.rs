@@ -9,8 +9,7 @@ use crate::{
 pub(super) fn of(error: &CacheError) -> Status {
     match error {
         CacheError::Remote(error) => of_remote(error),
-        CacheError::ChunkMismatch { .. }
-        | CacheError::BlobMismatch { .. }
+        CacheError::BlobMismatch { .. }
         | CacheError::BadDirectory { .. }
         | CacheError::IncompleteClosure { .. }
         | CacheError::UnexpectedDirectory { .. } => Status::data_loss(error.to_string()),

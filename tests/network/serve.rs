@@ -548,6 +548,7 @@ fn help_and_wrong_words() {
     );
     let mut child = scratch
         .command(["serve", "--listen", "127.0.0.1:0"])
+        .stdout(std::process::Stdio::null())
         .spawn()
         .unwrap();
     std::thread::sleep(Duration::from_millis(300));

@@ -187,9 +187,11 @@ impl Drop for Peer {
         // Ends the workers.
         self.socket = None;
         for worker in self.workers.drain(..) {
-            if worker.join().is_err() && !std::thread::panicking() {
-                panic!("a worker ended by a panic");
-            }
+            let ended = worker.join();
+            assert!(
+                ended.is_ok() || std::thread::panicking(),
+                "a worker ended by a panic"
+            );
         }
         self.fs.prefetch().close();
         self.fs.cache().close();

@@ -17,7 +17,7 @@ use std::{
     ffi::OsStr,
     fs,
     io::Read,
-    os::unix::process::CommandExt,
+    os::unix::{ffi::OsStrExt, process::CommandExt},
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
     sync::{
@@ -27,6 +27,8 @@ use std::{
     thread,
     time::{Duration, Instant},
 };
+
+use castore::fs::fuse::mountinfo;
 
 /// Longer than anything here takes, shorter than anybody wants to wait.
 pub const DEADLINE: Duration = Duration::from_secs(60);
@@ -78,6 +80,7 @@ impl Scratch {
             .env("CASTORE_CACHE_DIR", self.path("cache"))
             .env("CASTORE_MIN_FREE", "0")
             .stdin(Stdio::null());
+        interruptible(&mut command);
         command
     }
 
@@ -217,18 +220,13 @@ pub fn within<T: Send + 'static>(
 
 /// Whether something is mounted on a path. Does not touch the mount.
 pub fn is_mounted(path: &Path) -> bool {
-    let path = path.to_str().unwrap();
-    // Bytes: what is mounted beside it may have a name that is no text.
-    let mounts = fs::read("/proc/self/mountinfo").unwrap();
-    String::from_utf8_lossy(&mounts)
-        .lines()
-        .any(|line| line.split(' ').nth(4) == Some(path))
+    mountinfo::at(path).unwrap().is_some()
 }
 
 /// Takes away whatever is mounted on a path, by force.
 pub fn detach(path: &Path) {
     while is_mounted(path) {
-        let path = std::ffi::CString::new(path.to_str().unwrap()).unwrap();
+        let path = std::ffi::CString::new(path.as_os_str().as_bytes()).unwrap();
         // SAFETY: a system call with a valid string.
         unsafe {
             // By force first: it ends whatever waits in the mount, the daemon itself among them.
@@ -237,6 +235,20 @@ pub fn detach(path: &Path) {
                 return;
             }
         }
+    }
+}
+
+/// Has a command end at an interrupt and a hangup, also where these tests were started with those ignored: in the background
+/// of a shell, or under `nohup`.
+pub fn interruptible(command: &mut Command) -> &mut Command {
+    // SAFETY: system calls alone, between `fork` and `exec`.
+    unsafe {
+        command.pre_exec(|| {
+            libc::signal(libc::SIGINT, libc::SIG_DFL);
+            libc::signal(libc::SIGQUIT, libc::SIG_DFL);
+            libc::signal(libc::SIGHUP, libc::SIG_DFL);
+            Ok(())
+        })
     }
 }
 

@@ -74,7 +74,10 @@ pub(in crate::cli) fn parse(mut args: Vec<OsString>, loaded: &Loaded) -> Result<
     if added.is_empty() {
         return Ok(Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit()));
     }
-    args.extend(added);
+    // What stands behind `--` is no option.
+    let end = args.iter().position(|arg| arg == "--");
+    let end = end.unwrap_or(args.len());
+    args.splice(end..end, added);
     let matches = command()
         .try_get_matches_from(&args)
         .map_err(|error| loaded.unusable(&error))?;

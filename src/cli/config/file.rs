@@ -147,7 +147,7 @@ fn user_file() -> Option<PathBuf> {
     let base = env::var_os("XDG_CONFIG_HOME")
         .map(PathBuf::from)
         .filter(|path| path.is_absolute());
-    let base = base.unwrap_or_else(|| paths::home().join(".config"));
+    let base = base.or_else(|| Some(paths::home()?.join(".config")))?;
     Some(base.join("castore/castore.toml")).filter(|path| path.is_absolute())
 }
 

@@ -13,7 +13,7 @@ use anyhow::Context;
 
 use super::{
     control::{self, Request},
-    mountpoint, runtime,
+    mountpoint, mounts, paths, runtime,
 };
 use crate::{
     prefetch::{Trace, What},
@@ -49,7 +49,7 @@ pub(super) struct Args {
     #[arg(long = "for", env = "CASTORE_FOR", value_name = "TIME", value_parser = parse_duration, conflicts_with = "command")]
     time: Option<Duration>,
 
-    /// Directory of the mount's cache, where the mount does not tell (--xattr false)
+    /// Directory of the mount's cache; needed only for one that this user's runtime directory does not name
     #[arg(long, env = "CASTORE_CACHE_DIR", value_name = "DIR")]
     cache_dir: Option<PathBuf>,
 
@@ -61,18 +61,18 @@ pub(super) struct Args {
 pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     runtime::log_to_stderr();
     let path = mountpoint::absolute(&args.mountpoint)?;
-    let (dir, pid) = control::find(&path, args.cache_dir.as_deref())?;
+    let dir = args.cache_dir.clone().unwrap_or_else(paths::default_cache);
+    let socket = mounts::find(&path, &dir)?;
     // Told before anything is run.
     fs::OpenOptions::new()
         .create(true)
         .append(true)
         .open(&args.output)
         .with_context(|| format!("{:?} cannot be written", args.output))?;
-    let number: u64 = control::ask_one(&dir, pid, &Request::TraceStart, ANSWER_WITHIN)?;
+    let number: u64 = control::ask(&socket, &Request::TraceStart, ANSWER_WITHIN)?;
     let watched = watch(args);
-    let trace: Option<Trace> =
-        control::ask_one(&dir, pid, &Request::TraceStop(number), ANSWER_WITHIN)
-            .context("the mount has ended meanwhile")?;
+    let trace: Option<Trace> = control::ask(&socket, &Request::TraceStop(number), ANSWER_WITHIN)
+        .context("the mount has ended meanwhile")?;
     let trace = trace.context("another trace of this mount has begun meanwhile")?;
     let code = watched?;
     let is_json = args

@@ -11,6 +11,8 @@ pub struct MountOptions {
     /// What `mount` and `df` show as the source.
     pub source: String,
     pub allow_other: bool,
+    /// Has `fusermount3` mount with `noexec`. A mount by the system call is left as it is.
+    pub noexec: bool,
     /// Threads that answer requests.
     pub threads: usize,
     pub io_mode: IoMode,
@@ -23,21 +25,15 @@ pub enum MountError {
     Mount { path: PathBuf, cause: String },
     #[error("the mount on {0:?} does not answer")]
     Silent(PathBuf),
-    #[error("{0}")]
-    Io(io::Error),
-}
-
-impl From<io::Error> for MountError {
-    fn from(error: io::Error) -> Self {
-        Self::Io(error)
-    }
+    #[error(transparent)]
+    Io(#[from] io::Error),
 }
 
 fn hint(cause: &str) -> &'static str {
     if cause.contains("No such file or directory") || cause.contains("NotFound") {
         "; see that the fuse3 package is installed (fusermount3, /dev/fuse)"
     } else if cause.contains("exit code") || cause.contains("Operation not permitted") {
-        "; fusermount3 refused, its reason is above; --allow-other needs user_allow_other in /etc/fuse.conf"
+        "; fusermount3 refused, its reason is above"
     } else if cause.contains("/dev/fuse") {
         "; see that /dev/fuse is there and may be opened"
     } else {
@@ -62,7 +58,13 @@ impl Mounted {
         };
         // A comma would end the option in which fusermount3 takes the source.
         let source = options.source.replace([',', '\\'], "_");
-        let mut fuse = FuseSession::new(path, &source, "castore", true).map_err(refused)?;
+        // The crate's flags cannot be changed. What the system call would take for a type is the end of a list of options for
+        // fusermount3, and the system call is refused before it looks at the type.
+        let kind = match options.noexec && !rustix::process::geteuid().is_root() {
+            true => "castore,noexec",
+            false => "castore",
+        };
+        let mut fuse = FuseSession::new(path, &source, kind, true).map_err(refused)?;
         fuse.set_allow_other(options.allow_other);
         fuse.mount().map_err(refused)?;
         let descriptor = fuse

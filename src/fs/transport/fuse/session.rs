@@ -43,6 +43,12 @@ impl Kernel {
 }
 
 impl Session {
+    /// The device number of the mount in the mount table, as `0:39`.
+    #[must_use]
+    pub fn device(&self) -> Option<&str> {
+        self.mounted.device()
+    }
+
     /// The kernel's side of the mount.
     #[must_use]
     pub fn kernel(&self) -> Kernel {

@@ -1,0 +1,112 @@
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use anyhow::Context;
+use async_trait::async_trait;
+
+use crate::{
+    cache::Cache,
+    cli::{
+        control::{MountStatus, Mounted},
+        open, profile,
+    },
+    fs::{Filesystem, Root, fuse::Kernel},
+    model::{Name, Node, RootRef},
+    prefetch::{Trace, Tree},
+};
+
+/// A mount, as `castore status` and `castore switch` meet it.
+pub(super) struct Served {
+    pub(super) cache: Arc<Cache>,
+    pub(super) fs: Arc<Filesystem>,
+    /// Known once it is mounted.
+    pub(super) kernel: OnceLock<Kernel>,
+    /// The lock is held for a look only.
+    pub(super) status: Mutex<MountStatus>,
+    /// One switch at a time.
+    pub(super) switching: tokio::sync::Mutex<()>,
+}
+
+impl Served {
+    fn status(&self) -> std::sync::MutexGuard<'_, MountStatus> {
+        self.status.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[async_trait]
+impl Mounted for Served {
+    fn status(&self) -> MountStatus {
+        let counters = self.cache.stats().iter();
+        MountStatus {
+            inodes: self.fs.inode_count(),
+            counters: counters
+                .map(|(name, value)| (name.to_owned(), value))
+                .collect(),
+            errors: self.fs.recent_errors(),
+            remotes: self.cache.remote_status(),
+            ..self.status().clone()
+        }
+    }
+
+    fn trace(&self) -> u64 {
+        self.fs.prefetch().trace()
+    }
+
+    fn traced(&self, number: u64) -> Option<Trace> {
+        self.fs.prefetch().traced(number)
+    }
+
+    async fn switch(&self, root: &str) -> anyhow::Result<String> {
+        let _one = self.switching.lock().await;
+        let kernel = self.kernel.get().context("it is not mounted yet")?.clone();
+        let root = RootRef::parse(root)?;
+        let (shown, digest) = shown(&root, open::root(&self.cache, &root).await?)?;
+        let tree = tree(&shown);
+        let outdated = self.fs.switch(shown).await?;
+        match tree {
+            Some(tree) => self.fs.prefetch().show(tree, profile::name_of(&root)),
+            None => self.fs.prefetch().show_none(),
+        }
+        // Waits for the kernel, which may wait for a look-up that waits for a remote.
+        tokio::task::spawn_blocking(move || kernel.drop_outdated(&outdated)).await?;
+        let mut status = self.status();
+        status.root = root.to_string();
+        status.digest.clone_from(&digest);
+        tracing::info!(%root, digest, "switched");
+        Ok(digest.unwrap_or_else(|| root.to_string()))
+    }
+}
+
+/// What the mount's root shows, and the digest for `status`.
+pub(super) fn shown(root: &RootRef, node: Node) -> anyhow::Result<(Root, Option<String>)> {
+    Ok(match node {
+        Node::Directory { digest, size } => {
+            (Root::Directory { digest, size }, Some(digest.to_string()))
+        }
+        node @ (Node::File { .. } | Node::Symlink { .. }) => {
+            let digest = match &node {
+                Node::File { digest, .. } => Some(digest.to_string()),
+                _ => None,
+            };
+            let name = match root {
+                RootRef::Name(name) => name.clone(),
+                RootRef::StorePath(path) => path.basename().clone(),
+                RootRef::Digest(digest) => Name::new(digest.to_hex())?,
+            };
+            (Root::Single { name, node }, digest)
+        }
+    })
+}
+
+/// What is shown, for those who fetch it ahead; `None`: a symlink.
+pub(super) fn tree(shown: &Root) -> Option<Tree> {
+    match shown {
+        Root::Directory { digest, .. } => Some(Tree::Directory(*digest)),
+        Root::Names => Some(Tree::Names),
+        Root::StorePaths => Some(Tree::StorePaths),
+        Root::Single {
+            node: Node::File { digest, size, .. },
+            ..
+        } => Some(Tree::File(*digest, *size)),
+        Root::Single { .. } => None,
+    }
+}
