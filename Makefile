@@ -2,7 +2,7 @@
 
 CARGO ?= cargo
 
-.PHONY: demo test test-long lint bench bench-remote bench-prefetch deny setup servers programs
+.PHONY: demo test test-long lint bench bench-walk bench-remote bench-prefetch deny setup servers programs
 
 demo: setup
 	contrib/demo.sh
@@ -27,6 +27,10 @@ lint:
 # Native and mounted reads side by side, as a table of ratios. Takes some minutes; needs root for fresh caches.
 bench: setup
 	$(CARGO) bench --locked --bench mount
+
+# Walks over trees of up to a million entries, beside a server that does nothing and beside the disk. Takes ten minutes; needs root.
+bench-walk: setup
+	$(CARGO) bench --locked --bench walk
 
 # Cold reads from each kind of remote, near and far, beside bulk transfers and other people's mounts. Takes a quarter of
 # an hour.

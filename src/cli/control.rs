@@ -47,6 +47,9 @@ pub(super) struct MountStatus {
     /// Counted since it was mounted.
     #[serde(default)]
     pub(super) counters: Vec<(String, u64)>,
+    /// What the kernel has asked since then, by the operation's name in the protocol.
+    #[serde(default)]
+    pub(super) requests: Vec<(String, u64)>,
     #[serde(default)]
     pub(super) errors: Vec<RecentError>,
 }

@@ -19,8 +19,8 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(300);
 
 /// Have a mount show another tree
 ///
-/// Whoever looks from now on sees the new tree. Files and directories that are open stay what they were. The mount asks
-/// its own remotes.
+/// Whoever looks from now on sees the new tree. Files that are open stay what they were, and directories are the same ones with
+/// what is in them now. The mount asks its own remotes.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:\n  castore switch /mnt/toolchain toolchain-1.96")]
 pub(super) struct Args {

@@ -10,6 +10,9 @@ use std::{
 
 use crate::support::{Mount, Scratch, output, succeeded, tree::file};
 
+/// Named as a program where groups with a limit of memory are needed.
+pub const MEMORY_CONTROLLER: &str = "memory controller of control groups";
+
 /// Why a test cannot run here; `None`: it can.
 pub fn missing(programs: &[&str]) -> Option<String> {
     if fs::File::options()
@@ -27,6 +30,7 @@ pub fn missing(programs: &[&str]) -> Option<String> {
     let missing = |program: &&&str| match **program {
         // Not a program: whether the compiler makes 32-bit programs too.
         "-m32" => !compiles_32(),
+        MEMORY_CONTROLLER => crate::limits::controller().is_none(),
         program => find(program).is_none(),
     };
     programs

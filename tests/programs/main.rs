@@ -23,6 +23,7 @@ mod compile;
 mod copies;
 mod fixture;
 mod git;
+mod limits;
 mod numbers;
 mod overlay;
 #[path = "../support/mod.rs"]
@@ -52,13 +53,14 @@ fn main() {
     let mut args = Arguments::from_args();
     // Daemons and what runs over them share few processors; more at once only makes each wait.
     args.test_threads = args.test_threads.or(Some(4));
-    let themes: [(&str, &[Test]); 6] = [
+    let themes: [(&str, &[Test]); 7] = [
         ("numbers", &numbers::ALL),
         ("copies", &copies::ALL),
         ("overlay", &overlay::ALL),
         ("compile", &compile::ALL),
         ("watches", &watches::ALL),
         ("git", &git::ALL),
+        ("limits", &limits::ALL),
     ];
     let trials = themes
         .iter()

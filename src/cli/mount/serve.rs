@@ -72,6 +72,7 @@ pub(super) async fn serve(
         since: cache::now(),
         inodes: 0,
         counters: Vec::new(),
+        requests: Vec::new(),
         errors: Vec::new(),
     };
     let tree = tree(&shown);

@@ -41,6 +41,13 @@ impl Mounted for Served {
             counters: counters
                 .map(|(name, value)| (name.to_owned(), value))
                 .collect(),
+            requests: self.kernel.get().map_or_else(Vec::new, |kernel| {
+                let requests = kernel.requests().into_iter();
+                requests
+                    .filter(|(_, count)| *count > 0)
+                    .map(|(name, count)| (name.to_owned(), count))
+                    .collect()
+            }),
             errors: self.fs.recent_errors(),
             remotes: self.cache.remote_status(),
             ..self.status().clone()

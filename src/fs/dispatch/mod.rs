@@ -26,7 +26,10 @@ mod wire;
 use std::{
     fmt,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -82,6 +85,8 @@ pub struct Dispatcher {
     /// Places for fetches for which nobody waits any more.
     abandoned: Semaphore,
     credit: LookupCredit,
+    /// Requests since the start, by the number of their operation.
+    requests: [AtomicU64; opcode::NUMBERS],
     agreement: watch::Sender<Agreement>,
     /// Looks at interrupted callers.
     watcher: AbortHandle,
@@ -128,6 +133,7 @@ impl Dispatcher {
             pending,
             abandoned: Semaphore::new(waiting::MOST_ABANDONED),
             credit: LookupCredit::default(),
+            requests: std::array::from_fn(|_| AtomicU64::new(0)),
             agreement: watch::channel(Agreement::Open).0,
             watcher,
         })
@@ -145,6 +151,16 @@ impl Dispatcher {
         self.pending.len()
     }
 
+    /// How many requests there were of each operation that is answered, by its name in the protocol.
+    pub fn requests(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
+        let count = |number: u32| {
+            let counter = self.requests.get(number as usize);
+            counter.map_or(0, |counter| counter.load(Ordering::Relaxed))
+        };
+        let counts = opcode::NAMES.into_iter();
+        counts.map(move |(number, name)| (name, count(number)))
+    }
+
     /// Takes a message. `slot` is the transport's own and comes back with the answer. A panic is caught here: the request gets EIO,
     /// and the thread lives on.
     pub fn handle(self: &Arc<Self>, slot: u64, message: &[u8], scratch: &mut Scratch) {
@@ -160,6 +176,9 @@ impl Dispatcher {
     }
 
     fn accept(self: &Arc<Self>, slot: u64, request: &Request<'_>, scratch: &mut Scratch) {
+        if let Some(counter) = self.requests.get(request.header.opcode as usize) {
+            counter.fetch_add(1, Ordering::Relaxed);
+        }
         let opcode = match opcode::handling(request.header.opcode) {
             Handling::Run(opcode) => opcode,
             Handling::Refused(errno) => return self.reply(slot, request).errno(errno),

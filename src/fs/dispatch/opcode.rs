@@ -23,6 +23,31 @@ pub(super) enum Opcode {
     Readdirplus,
 }
 
+/// Numbers of operations are below this, but for one that is never asked.
+pub(super) const NUMBERS: usize = 64;
+
+/// Names of the operations that are counted.
+pub(super) const NAMES: [(u32, &str); 18] = [
+    (1, "LOOKUP"),
+    (2, "FORGET"),
+    (3, "GETATTR"),
+    (5, "READLINK"),
+    (14, "OPEN"),
+    (15, "READ"),
+    (17, "STATFS"),
+    (18, "RELEASE"),
+    (22, "GETXATTR"),
+    (23, "LISTXATTR"),
+    (26, "INIT"),
+    (27, "OPENDIR"),
+    (28, "READDIR"),
+    (29, "RELEASEDIR"),
+    (36, "INTERRUPT"),
+    (38, "DESTROY"),
+    (42, "BATCH_FORGET"),
+    (44, "READDIRPLUS"),
+];
+
 /// What becomes of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Handling {

@@ -40,6 +40,13 @@ impl Kernel {
             dispatcher.drop_outdated(outdated);
         }
     }
+
+    /// How many requests it has sent of each operation, by its name in the protocol.
+    #[must_use]
+    pub fn requests(&self) -> Vec<(&'static str, u64)> {
+        let dispatcher = self.0.upgrade();
+        dispatcher.map_or_else(Vec::new, |dispatcher| dispatcher.requests().collect())
+    }
 }
 
 impl Session {
