@@ -1,4 +1,6 @@
-use crate::model::{Digest, NodeRef};
+use smallvec::SmallVec;
+
+use crate::model::NodeRef;
 
 /// The mount's root has this number, and nothing else has: 0 means "no inode" to some programs.
 pub(super) const ROOT: u64 = 1;
@@ -20,33 +22,31 @@ pub(super) enum Width {
 impl Width {
     /// The number of the entry `name` in the directory whose number is `parent`.
     pub(super) fn of(self, parent: u64, name: &[u8], node: NodeRef<'_>) -> u64 {
-        // Each begins with another byte, and what varies in length comes last or behind what does not.
-        let mut hasher = blake3::Hasher::new();
-        let mut fixed = [0; 1 + 8 + Digest::LEN + 1];
-        fixed[1..9].copy_from_slice(&parent.to_le_bytes());
+        // Each begins with another byte, and what varies in length comes last or behind what does not. Most fit one block of the
+        // hash function, and none allocates but for a long target.
+        let mut hashed = SmallVec::<[u8; 320]>::new();
+        hashed.push(match node {
+            NodeRef::Directory { .. } => b'd',
+            NodeRef::File { .. } => b'f',
+            NodeRef::Symlink { .. } => b'l',
+        });
+        hashed.extend_from_slice(&parent.to_le_bytes());
         match node {
-            NodeRef::Directory { .. } => {
-                fixed[0] = b'd';
-                hasher.update(&fixed[..9]);
-            }
+            NodeRef::Directory { .. } => {}
             NodeRef::File {
                 digest, executable, ..
             } => {
-                fixed[0] = b'f';
-                fixed[9..41].copy_from_slice(digest.as_bytes());
-                fixed[41] = u8::from(executable);
-                hasher.update(&fixed);
+                hashed.extend_from_slice(digest.as_bytes());
+                hashed.push(u8::from(executable));
             }
             NodeRef::Symlink { target } => {
-                fixed[0] = b'l';
-                hasher.update(&fixed[..9]);
-                hasher.update(target);
-                hasher.update(&[0]); // In no target and in no name.
+                hashed.extend_from_slice(target);
+                hashed.push(0); // In no target and in no name.
             }
         }
-        hasher.update(name);
+        hashed.extend_from_slice(name);
         let mut first = [0; 8];
-        first.copy_from_slice(&hasher.finalize().as_bytes()[..8]);
+        first.copy_from_slice(&blake3::hash(&hashed).as_bytes()[..8]);
         self.shorten(u64::from_le_bytes(first))
     }
 
@@ -66,6 +66,7 @@ impl Width {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::Digest;
 
     fn file(content: &[u8], executable: bool) -> NodeRef<'static> {
         NodeRef::File {

@@ -152,7 +152,7 @@ impl Filesystem {
                 actual,
             }));
         }
-        if self.inodes.count_once(inode.id) {
+        if !inode.is_counted && self.inodes.count_once(inode.id) {
             self.count_content(digest, &directory);
         }
         Outcome::Ready(Ok(directory))

@@ -217,6 +217,7 @@ impl Filesystem {
                 digest: Digest::empty(),
                 size: 0,
             },
+            is_counted: true,
         })
     }
 

@@ -20,7 +20,7 @@ use std::{
     },
 };
 
-use hashbrown::{DefaultHashBuilder, HashTable};
+use hashbrown::{DefaultHashBuilder, HashTable, hash_table::Entry};
 
 pub(super) use self::update::{Change, ChangedName, HowChanged, Stale};
 use self::{segments::Segments, short_name::ShortName};
@@ -41,6 +41,8 @@ const TRIM_AFTER: usize = 1 << 17;
 pub(super) struct InodeTable {
     /// Nothing is called while it is held that takes another lock.
     table: RwLock<Table>,
+    /// Hashes names before the lock is taken; the table has the same one.
+    hasher: DefaultHashBuilder,
     width: Width,
     /// How often the lock was taken exclusively, for tests: operations on known inodes never do.
     exclusive: AtomicU64,
@@ -101,6 +103,8 @@ pub(super) struct InodeView {
     /// `st_ino`.
     pub(super) number: u64,
     pub(super) node: InodeNode,
+    /// A directory whose files count in `statfs` already.
+    pub(super) is_counted: bool,
 }
 
 /// As [`Content`], without what has no fixed length.
@@ -177,21 +181,24 @@ impl Inode {
             parent: self.parent,
             number: self.number,
             node: self.content.view(),
+            is_counted: self.counted.load(Ordering::Relaxed),
         }
     }
 }
 
 impl InodeTable {
     pub(super) fn new(width: Width) -> Self {
+        let hasher = DefaultHashBuilder::default();
         Self {
             table: RwLock::new(Table {
                 inodes: Segments::default(),
                 by_id: HashTable::new(),
                 by_name: HashTable::new(),
-                hasher: DefaultHashBuilder::default(),
+                hasher: hasher.clone(),
                 next: ROOT_ID + 1,
                 forgotten: 0,
             }),
+            hasher,
             width,
             exclusive: AtomicU64::new(0),
         }
@@ -204,7 +211,7 @@ impl InodeTable {
             table.remove(slot);
         }
         if let Some((digest, size)) = directory {
-            table.insert(Inode {
+            table.insert_root(Inode {
                 id: ROOT_ID,
                 parent: ROOT_ID,
                 number: inode_number::ROOT,
@@ -248,20 +255,20 @@ impl InodeTable {
         name: &[u8],
         node: NodeRef<'_>,
     ) -> Result<InodeView, Stale> {
-        if let Some(known) = self.read().look_up_known(parent.id, name, node) {
+        let hash = self.hasher.hash_one((parent.id, name));
+        if let Some(known) = self.read().look_up_known(hash, parent.id, name, node) {
             return Ok(known);
         }
         let number = self.number(parent.number, name, node);
         let mut table = self.write();
         // Another thread may have been first.
-        if let Some(known) = table.look_up_known(parent.id, name, node) {
+        if let Some(known) = table.look_up_known(hash, parent.id, name, node) {
             return Ok(known);
         }
         let now = table.get(parent.id).map(|now| now.content.view());
         if now.is_some_and(|now| now != parent.node) {
             return Err(Stale);
         }
-        table.detach(parent.id, name);
         let inode = Inode {
             id: table.next,
             parent: parent.id,
@@ -274,7 +281,7 @@ impl InodeTable {
         };
         table.next += 1;
         let view = inode.view();
-        table.insert(inode);
+        table.insert(hash, inode);
         Ok(view)
     }
 
@@ -338,10 +345,7 @@ impl InodeTable {
 
     /// Whether a directory is not counted yet; from now on it is.
     pub(super) fn count_once(&self, id: u64) -> bool {
-        let first = self.with(id, |inode| {
-            // The look before it keeps a cache line shared that all threads read.
-            !inode.counted.load(Ordering::Relaxed) && !inode.counted.swap(true, Ordering::Relaxed)
-        });
+        let first = self.with(id, |inode| !inode.counted.swap(true, Ordering::Relaxed));
         first.unwrap_or(false)
     }
 
@@ -420,16 +424,23 @@ impl Table {
     }
 
     fn named(&self, parent: u64, name: &[u8]) -> Option<u32> {
-        let is_it = |slot: &u32| {
-            let inode = self.inodes.get(*slot);
-            inode.is_some_and(|inode| inode.parent == parent && inode.name.as_bytes() == name)
-        };
-        let hash = self.hasher.hash_one((parent, name));
+        self.named_by(self.hasher.hash_one((parent, name)), parent, name)
+    }
+
+    /// `hash` is that of parent and name.
+    fn named_by(&self, hash: u64, parent: u64, name: &[u8]) -> Option<u32> {
+        let is_it = |slot: &u32| is_named(&self.inodes, *slot, parent, name);
         self.by_name.find(hash, is_it).copied()
     }
 
-    fn look_up_known(&self, parent: u64, name: &[u8], node: NodeRef<'_>) -> Option<InodeView> {
-        let inode = self.inodes.get(self.named(parent, name)?)?;
+    fn look_up_known(
+        &self,
+        hash: u64,
+        parent: u64,
+        name: &[u8],
+        node: NodeRef<'_>,
+    ) -> Option<InodeView> {
+        let inode = self.inodes.get(self.named_by(hash, parent, name)?)?;
         if !inode.content.is(node) {
             return None;
         }
@@ -437,24 +448,31 @@ impl Table {
         Some(inode.view())
     }
 
-    fn insert(&mut self, inode: Inode) {
-        let (by_id, by_name) = (
-            self.hasher.hash_one(inode.id),
-            self.hasher.hash_one((inode.parent, inode.name.as_bytes())),
-        );
-        let is_root = inode.id == ROOT_ID;
+    /// Adds an inode under its name; what the name stood for before is not found by it any more. `hash` is that of parent and name.
+    fn insert(&mut self, hash: u64, inode: Inode) {
+        let slot = self.insert_root(inode);
+        let (inodes, hasher) = (&self.inodes, &self.hasher);
+        let Some(Inode { parent, name, .. }) = inodes.get(slot) else {
+            return;
+        };
+        let is_it = |known: &u32| is_named(inodes, *known, *parent, name.as_bytes());
+        let hash_of = |slot: &u32| hash_of_name(inodes, hasher, *slot);
+        match self.by_name.entry(hash, is_it, hash_of) {
+            Entry::Occupied(mut known) => *known.get_mut() = slot,
+            Entry::Vacant(place) => {
+                place.insert(slot);
+            }
+        }
+    }
+
+    /// Adds an inode that is found by its id only.
+    fn insert_root(&mut self, inode: Inode) -> u32 {
+        let hash = self.hasher.hash_one(inode.id);
         let slot = self.inodes.insert(inode);
         let (inodes, hasher) = (&self.inodes, &self.hasher);
-        let id_of = |slot: &u32| {
-            inodes
-                .get(*slot)
-                .map_or(0, |inode| hasher.hash_one(inode.id))
-        };
-        self.by_id.insert_unique(by_id, slot, id_of);
-        if !is_root {
-            self.by_name
-                .insert_unique(by_name, slot, |slot| hash_of_name(inodes, hasher, *slot));
-        }
+        self.by_id
+            .insert_unique(hash, slot, |slot| hash_of_id(inodes, hasher, *slot));
+        slot
     }
 
     /// The name stands for something else from now on. The kernel may still use what it stood for.
@@ -483,14 +501,22 @@ impl Table {
 
     fn shrink(&mut self) {
         let (inodes, hasher) = (&self.inodes, &self.hasher);
-        self.by_id.shrink_to_fit(|slot| {
-            inodes
-                .get(*slot)
-                .map_or(0, |inode| hasher.hash_one(inode.id))
-        });
+        self.by_id
+            .shrink_to_fit(|slot| hash_of_id(inodes, hasher, *slot));
         self.by_name
             .shrink_to_fit(|slot| hash_of_name(inodes, hasher, *slot));
     }
+}
+
+fn is_named(inodes: &Segments, slot: u32, parent: u64, name: &[u8]) -> bool {
+    let inode = inodes.get(slot);
+    inode.is_some_and(|inode| inode.parent == parent && inode.name.as_bytes() == name)
+}
+
+fn hash_of_id(inodes: &Segments, hasher: &DefaultHashBuilder, slot: u32) -> u64 {
+    inodes
+        .get(slot)
+        .map_or(0, |inode| hasher.hash_one(inode.id))
 }
 
 fn hash_of_name(inodes: &Segments, hasher: &DefaultHashBuilder, slot: u32) -> u64 {

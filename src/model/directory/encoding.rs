@@ -174,63 +174,135 @@ fn merge_two(encoded: &[u8], a: Vec<u32>, b: Vec<u32>) -> Result<Vec<u32>, Direc
     Ok(merged)
 }
 
-/// The name of an entry that [`parse`] has checked.
+/// The name of an entry that [`parse`] has checked. Called for each step of a search, so it reads what it must and no more.
 pub(super) fn name_at(encoded: &[u8], offset: u32) -> &[u8] {
+    // The tag of the list, the length of the entry, the tag of the name, its length.
     let mut reader = Reader(encoded.get(offset as usize + 1..).unwrap_or_default());
-    reader
-        .varint()
-        .and_then(|_| reader.field(NAME))
-        .unwrap_or_default()
+    reader.skip_varint();
+    reader.0 = reader.0.get(1..).unwrap_or_default();
+    match *reader.0 {
+        [len, ref rest @ ..] if len < 0x80 => rest.get(..usize::from(len)),
+        // A name of 128 to 255 bytes.
+        [low, 1, ref rest @ ..] => rest.get(..usize::from(low)),
+        _ => None,
+    }
+    .unwrap_or_default()
 }
 
 /// An entry that [`parse`] has checked.
 pub(super) fn entry_at(encoded: &[u8], offset: u32) -> EntryRef<'_> {
-    let mut reader = Reader(encoded.get(offset as usize..).unwrap_or_default());
-    // An error cannot be: the same bytes were read before.
-    entry(&mut reader).unwrap_or(EntryRef {
+    const IMPOSSIBLE: EntryRef<'static> = EntryRef {
         name: &[],
         node: NodeRef::Symlink { target: &[] },
-    })
+    };
+    let mut reader = Reader(encoded.get(offset as usize..).unwrap_or_default());
+    let Ok(fields) = fields(&mut reader) else {
+        return IMPOSSIBLE;
+    };
+    let node = match (fields.tag, Digest::try_from(fields.value)) {
+        (SYMLINKS, _) => NodeRef::Symlink {
+            target: fields.value,
+        },
+        (_, Err(_)) => return IMPOSSIBLE,
+        (DIRECTORIES, Ok(digest)) => NodeRef::Directory {
+            digest,
+            size: fields.size,
+        },
+        (_, Ok(digest)) => NodeRef::File {
+            digest,
+            size: fields.size,
+            executable: fields.executable,
+        },
+    };
+    EntryRef {
+        name: fields.name,
+        node,
+    }
+}
+
+/// An entry as it stands in the encoding.
+struct Fields<'a> {
+    tag: u8,
+    name: &'a [u8],
+    /// The digest, or the target of a symlink.
+    value: &'a [u8],
+    size: u64,
+    executable: bool,
+}
+
+/// Why an encoding cannot be read.
+enum Unreadable {
+    Truncated,
+    NotCanonical,
+}
+
+impl From<Unreadable> for DirectoryError {
+    fn from(unreadable: Unreadable) -> Self {
+        match unreadable {
+            Unreadable::Truncated => Self::Truncated,
+            Unreadable::NotCanonical => Self::NotCanonical,
+        }
+    }
+}
+
+fn fields<'a>(reader: &mut Reader<'a>) -> Result<Fields<'a>, Unreadable> {
+    let (tag, body) = reader.tagged()?;
+    let mut body = Reader(body);
+    let (name, value) = (body.field(NAME)?, body.field(DIGEST)?);
+    let mut fields = Fields {
+        tag,
+        name,
+        value,
+        size: 0,
+        executable: false,
+    };
+    if tag != SYMLINKS {
+        fields.size = body.number(SIZE)?;
+    }
+    if tag == FILES {
+        fields.executable = match body.number(EXECUTABLE)? {
+            0 => false,
+            1 => true,
+            _ => return Err(Unreadable::NotCanonical),
+        };
+    }
+    match body.0 {
+        [] => Ok(fields),
+        _ => Err(Unreadable::NotCanonical),
+    }
 }
 
 /// Reads one entry and checks it.
 fn entry<'a>(reader: &mut Reader<'a>) -> Result<EntryRef<'a>, DirectoryError> {
-    let (tag, body) = reader.tagged()?;
-    let mut body = Reader(body);
-    let name = body.field(NAME)?;
+    let Fields {
+        tag,
+        name,
+        value,
+        size,
+        executable,
+    } = fields(reader)?;
     Name::check(name)?;
-    let value = body.field(DIGEST)?;
-    let node = if tag == SYMLINKS {
+    if tag == SYMLINKS {
         Target::check(value).map_err(|cause| DirectoryError::Target {
             name: Name::of_valid(name),
             cause,
         })?;
-        NodeRef::Symlink { target: value }
-    } else {
-        let digest = Digest::try_from(value).map_err(|cause| DirectoryError::Digest {
-            name: Name::of_valid(name),
-            cause,
-        })?;
-        let size = body.number(SIZE)?;
-        if tag == DIRECTORIES {
-            NodeRef::Directory { digest, size }
-        } else {
-            let executable = match body.number(EXECUTABLE)? {
-                0 => false,
-                1 => true,
-                _ => return Err(DirectoryError::NotCanonical),
-            };
-            NodeRef::File {
-                digest,
-                size,
-                executable,
-            }
-        }
-    };
-    match body.0 {
-        [] => Ok(EntryRef { name, node }),
-        _ => Err(DirectoryError::NotCanonical),
+        let node = NodeRef::Symlink { target: value };
+        return Ok(EntryRef { name, node });
     }
+    let digest = Digest::try_from(value).map_err(|cause| DirectoryError::Digest {
+        name: Name::of_valid(name),
+        cause,
+    })?;
+    let node = match tag {
+        DIRECTORIES => NodeRef::Directory { digest, size },
+        _ => NodeRef::File {
+            digest,
+            size,
+            executable,
+        },
+    };
+    Ok(EntryRef { name, node })
 }
 
 /// What is left to read.
@@ -238,21 +310,18 @@ struct Reader<'a>(&'a [u8]);
 
 impl<'a> Reader<'a> {
     /// A tag, and the bytes of its length that follow.
-    fn tagged(&mut self) -> Result<(u8, &'a [u8]), DirectoryError> {
-        let (tag, rest) = self.0.split_first().ok_or(DirectoryError::Truncated)?;
+    fn tagged(&mut self) -> Result<(u8, &'a [u8]), Unreadable> {
+        let (tag, rest) = self.0.split_first().ok_or(Unreadable::Truncated)?;
         self.0 = rest;
         let len = self.varint()?;
-        let len = usize::try_from(len).map_err(|_| DirectoryError::Truncated)?;
-        let (bytes, rest) = self
-            .0
-            .split_at_checked(len)
-            .ok_or(DirectoryError::Truncated)?;
+        let len = usize::try_from(len).map_err(|_| Unreadable::Truncated)?;
+        let (bytes, rest) = self.0.split_at_checked(len).ok_or(Unreadable::Truncated)?;
         self.0 = rest;
         Ok((*tag, bytes))
     }
 
     /// The bytes of a field, none where it is left out.
-    fn field(&mut self, tag: u8) -> Result<&'a [u8], DirectoryError> {
+    fn field(&mut self, tag: u8) -> Result<&'a [u8], Unreadable> {
         match self.0.first() {
             Some(next) if *next == tag => Ok(self.tagged()?.1),
             _ => Ok(&[]),
@@ -260,12 +329,12 @@ impl<'a> Reader<'a> {
     }
 
     /// A number, 0 where it is left out.
-    fn number(&mut self, tag: u8) -> Result<u64, DirectoryError> {
+    fn number(&mut self, tag: u8) -> Result<u64, Unreadable> {
         match self.0.split_first() {
             Some((next, rest)) if *next == tag => {
                 self.0 = rest;
                 match self.varint()? {
-                    0 => Err(DirectoryError::NotCanonical),
+                    0 => Err(Unreadable::NotCanonical),
                     number => Ok(number),
                 }
             }
@@ -273,25 +342,32 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn varint(&mut self) -> Result<u64, DirectoryError> {
+    /// Goes on behind a number.
+    fn skip_varint(&mut self) {
+        let len = self.0.iter().position(|byte| *byte < 0x80);
+        let len = len.map_or(self.0.len(), |last| last + 1);
+        self.0 = self.0.get(len..).unwrap_or_default();
+    }
+
+    fn varint(&mut self) -> Result<u64, Unreadable> {
         let mut number = 0_u64;
         for shift in (0..64).step_by(7) {
-            let (byte, rest) = self.0.split_first().ok_or(DirectoryError::Truncated)?;
+            let (byte, rest) = self.0.split_first().ok_or(Unreadable::Truncated)?;
             self.0 = rest;
             let bits = u64::from(byte & 0x7f);
             if bits << shift >> shift != bits {
-                return Err(DirectoryError::NotCanonical);
+                return Err(Unreadable::NotCanonical);
             }
             number |= bits << shift;
             if byte & 0x80 == 0 {
                 // A last byte of zero says that a shorter form was there.
                 return match (byte, shift) {
-                    (0, 1..) => Err(DirectoryError::NotCanonical),
+                    (0, 1..) => Err(Unreadable::NotCanonical),
                     _ => Ok(number),
                 };
             }
         }
-        Err(DirectoryError::NotCanonical)
+        Err(Unreadable::NotCanonical)
     }
 }
 
