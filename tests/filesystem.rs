@@ -448,7 +448,7 @@ fn a_waiting_reader_dies_of_ctrl_c() {
         fs::remove_file(&chunk).unwrap();
         fifo(&chunk);
     }
-    let mut reader = support::interruptible(&mut Command::new("cat"))
+    let mut reader = Command::new("cat")
         .arg(mount.at("file"))
         .stdout(std::process::Stdio::null())
         .spawn()
@@ -481,7 +481,7 @@ fn a_waiting_lookup_is_interrupted() {
     let mount = scratch.mount(["--all"]);
     fifo(&scratch.path("store/roots/stuck"));
     for (program, args) in [("stat", vec!["stuck"]), ("ls", vec!["stuck/x"])] {
-        let mut waiting = support::interruptible(&mut Command::new(program))
+        let mut waiting = Command::new(program)
             .args(&args)
             .current_dir(&mount.path)
             .stdout(std::process::Stdio::null())

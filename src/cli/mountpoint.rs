@@ -176,7 +176,7 @@ fn clear(path: &Path) -> anyhow::Result<()> {
         detach::unmount(path, How::Lazily, DETACH_WITHIN)
             .with_context(|| format!("the dead mount on {path:?} cannot be detached"))?;
         if let Some(registered) = &mount.registered {
-            registry::forget_dead(&mounted.device, registered);
+            registry::forget_dead(registered);
         }
         eprintln!("castore: detached a dead mount on {path:?}");
     }

@@ -3,7 +3,7 @@ use std::{
     io::{self, Read, Write},
     os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use anyhow::{Context, bail};
@@ -22,6 +22,12 @@ use crate::{
 
 /// The largest file that is read, in bytes: two paths of 4096 bytes, each in both forms, and the rest.
 const MAX_FILE: u64 = 64 << 10;
+/// The beginning of the name of a file for a mount that is about to be made; the number of its process follows.
+const MOUNTING: &str = "mounting-";
+/// The same for one that is being written.
+const TEMPORARY: &str = ".";
+/// The lock of a directory is held for some microseconds, unless its holder was stopped.
+const LOCK_WITHIN: Duration = Duration::from_millis(300);
 /// How often a process says that it lives, by the time of its file. `status` shows for how long it has not.
 pub(super) const HEARTBEAT: Duration = Duration::from_secs(5);
 
@@ -39,6 +45,9 @@ pub(super) struct Registered {
     /// When its process last said that it lives.
     #[serde(skip)]
     pub(super) beat: Option<SystemTime>,
+    /// Where this was read.
+    #[serde(skip)]
+    file: PathBuf,
 }
 
 impl Registered {
@@ -50,6 +59,7 @@ impl Registered {
             socket: RawPath(socket.to_owned()),
             since: cache::now(),
             beat: None,
+            file: PathBuf::new(),
         })
     }
 
@@ -64,18 +74,20 @@ impl Registered {
 /// The registration of a mount of this process. The mount is forgotten when this is dropped.
 pub(super) struct Registration {
     dir: PathBuf,
-    name: String,
+    path: PathBuf,
     process: Process,
     file: File,
 }
 
 impl Registration {
-    /// `device` is that of the mount table, as `0:39`.
-    pub(super) fn new(device: &str, mount: &Registered) -> anyhow::Result<Self> {
+    /// Registers a mount that is about to be made, by its mount point: a process that is killed before it knows the device
+    /// number leaves a mount that is known to be dead.
+    pub(super) fn announce(mount: &Registered) -> anyhow::Result<Self> {
         let dir = own_dir()?;
         sweep();
-        let name = file_name(device);
-        let temporary = dir.join(format!(".{name}.{}", mount.process.pid));
+        let pid = mount.process.pid;
+        let path = dir.join(format!("{MOUNTING}{pid}.json"));
+        let temporary = dir.join(format!("{TEMPORARY}{pid}"));
         let _ = fs::remove_file(&temporary);
         let written = OpenOptions::new()
             .write(true)
@@ -84,17 +96,25 @@ impl Registration {
             .open(&temporary)
             .and_then(|mut file| {
                 file.write_all(&serde_json::to_vec(mount)?)?;
-                let _lock = lock(&dir)?;
-                fs::rename(&temporary, dir.join(&name))?;
+                fs::rename(&temporary, &path)?;
                 Ok(file)
             });
-        let file = written.with_context(|| format!("{:?} cannot be written", dir.join(&name)))?;
+        let file = written.with_context(|| format!("{path:?} cannot be written"))?;
         Ok(Self {
             dir,
-            name,
+            path,
             process: mount.process.clone(),
             file,
         })
+    }
+
+    /// Registers it by its device in the mount table, such as `0:39`. What an earlier mount has left there is replaced.
+    pub(super) fn settle(&mut self, device: &str) -> io::Result<()> {
+        let path = self.dir.join(file_name(device));
+        let _lock = lock(&self.dir)?;
+        fs::rename(&self.path, &path)?;
+        self.path = path;
+        Ok(())
     }
 
     /// Says again and again that this process lives.
@@ -110,62 +130,90 @@ impl Registration {
 
 impl Drop for Registration {
     fn drop(&mut self) {
-        forget(&self.dir, &self.name, &self.process);
+        forget(&self.path, &self.process);
     }
 }
 
 /// Removes the registration of a mount that is gone, if it is still that of its process: the kernel uses device numbers again.
-fn forget(dir: &Path, name: &str, process: &Process) {
+fn forget(path: &Path, process: &Process) {
     // Held from the look to the removal.
-    let Ok(_lock) = lock(dir) else {
+    let Some(Ok(_lock)) = path.parent().map(lock) else {
         return;
     };
-    let path = dir.join(name);
-    if read(&path).is_some_and(|found| found.process == *process) {
+    if read(path).is_some_and(|found| found.process == *process) {
         let _ = fs::remove_file(path);
     }
 }
 
 /// Removes the registration of a mount whose process is gone.
-pub(super) fn forget_dead(device: &str, mount: &Registered) {
-    if let Ok(dir) = own_dir() {
-        forget(&dir, &file_name(device), &mount.process);
-    }
+pub(super) fn forget_dead(mount: &Registered) {
+    forget(&mount.file, &mount.process);
 }
 
 /// The registration of a mount of the table.
 pub(super) fn find(mounted: &Mounted) -> Option<Registered> {
     let owner = mounted.user_id.unwrap_or_else(|| geteuid().as_raw());
-    let name = file_name(&mounted.device);
-    let places = candidates(owner).into_iter().map(|dir| dir.join(&name));
     let table = mountinfo::table().ok()?;
+    let dirs = candidates(owner);
+    let by_device = dirs.iter().map(|dir| dir.join(file_name(&mounted.device)));
     // The device may have been that of an earlier mount, which was registered elsewhere and has left its file.
-    places
+    let found = by_device
         .filter_map(|path| read_of(&path, owner))
         .filter(|found| found.is_in(&table, &mounted.device))
-        .min_by_key(|found| found.process.life() == Life::Gone)
+        .min_by_key(|found| found.process.life() == Life::Gone);
+    found.or_else(|| {
+        let mut announced = dirs
+            .iter()
+            .flat_map(|dir| files(dir))
+            .filter(|path| is_announced(path));
+        announced.find_map(|path| {
+            read_of(&path, owner).filter(|found| found.mountpoint.0 == mounted.mountpoint)
+        })
+    })
 }
 
-/// What is registered in the caller's own directory, with devices.
-pub(super) fn all() -> Vec<(String, Registered)> {
-    let Ok(dir) = own_dir() else {
-        return Vec::new();
+/// What is registered in the caller's own directory.
+pub(super) fn all() -> Vec<Registered> {
+    let dir = own_dir().ok();
+    let files = dir.iter().flat_map(|dir| files(dir));
+    files.filter_map(|path| read(&path)).collect()
+}
+
+/// The files of a directory that register something.
+fn files(dir: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    let paths = entries.map(|entry| entry.path());
+    let is_json = |path: &PathBuf| {
+        path.extension()
+            .is_some_and(|extension| extension == "json")
     };
-    let entries = fs::read_dir(&dir).into_iter().flatten().flatten();
-    let found = entries.filter_map(|entry| {
-        let name = entry.file_name().into_string().ok()?;
-        let (major, minor) = name.strip_suffix(".json")?.split_once('-')?;
-        Some((format!("{major}:{minor}"), read(&dir.join(&name))?))
-    });
-    found.collect()
+    paths.filter(is_json).collect()
+}
+
+fn is_announced(path: &Path) -> bool {
+    let name = path.file_name().and_then(|name| name.to_str());
+    name.is_some_and(|name| name.starts_with(MOUNTING))
 }
 
 /// Removes what processes have left that were killed, and whose mounts have been taken away by other means.
 fn sweep() {
     let table = mountinfo::table().unwrap_or_default();
-    for (device, mount) in all() {
-        if mount.process.life() == Life::Gone && !mount.is_in(&table, &device) {
-            forget_dead(&device, &mount);
+    for mount in all() {
+        let is_there = table.iter().any(|there| {
+            let is_its =
+                is_announced(&mount.file) || mount.file.ends_with(file_name(&there.device));
+            is_its && there.mountpoint == mount.mountpoint.0
+        });
+        if mount.process.life() == Life::Gone && !is_there {
+            forget_dead(&mount);
+        }
+    }
+    let entries = own_dir().and_then(|dir| Ok(fs::read_dir(dir)?));
+    for entry in entries.into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let pid = name.to_str().and_then(|name| name.strip_prefix(TEMPORARY));
+        if pid.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
+            let _ = fs::remove_file(entry.path());
         }
     }
 }
@@ -192,14 +240,22 @@ fn read(path: &Path) -> Option<Registered> {
     let found: Registered = serde_json::from_slice(&json).ok()?;
     Some(Registered {
         beat: beat.ok(),
+        file: path.to_owned(),
         ..found
     })
 }
 
+/// Held for one look and one change of a directory. Not waited for without end: a process may have been stopped there.
 fn lock(dir: &Path) -> io::Result<File> {
     let handle = File::open(dir)?;
-    rustix::fs::flock(&handle, FlockOperation::LockExclusive)?;
-    Ok(handle)
+    let deadline = Instant::now() + LOCK_WITHIN;
+    loop {
+        match rustix::fs::flock(&handle, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(handle),
+            Err(error) if Instant::now() > deadline => return Err(error.into()),
+            Err(_) => std::thread::sleep(Duration::from_millis(5)),
+        }
+    }
 }
 
 /// The caller's own directory: `/run/castore` for root, else below `$XDG_RUNTIME_DIR`, or `/tmp/castore-UID` where there is

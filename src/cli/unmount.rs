@@ -66,7 +66,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
         && registered.process.life() == Life::Gone
         && !detach::is_there(&mount.mounted)
     {
-        registry::forget_dead(&mount.mounted.device, registered);
+        registry::forget_dead(registered);
     }
     done
 }

@@ -225,7 +225,7 @@ fn what_is_cached_is_read_at_full_speed_while_all_are_away() {
     }
     assert!(!waits.is_finished(), "it does not wait");
     // A reader that waits can be interrupted.
-    let mut child = support::interruptible(&mut std::process::Command::new("cat"))
+    let mut child = std::process::Command::new("cat")
         .arg(mount.at("not"))
         .stdout(std::process::Stdio::null())
         .spawn()

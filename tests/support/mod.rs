@@ -47,6 +47,7 @@ impl Scratch {
     }
 
     pub fn in_dir(parent: &Path) -> Self {
+        heed_interrupts();
         let dir = tempfile::Builder::new()
             .prefix("castore-")
             .tempdir_in(parent)
@@ -80,7 +81,6 @@ impl Scratch {
             .env("CASTORE_CACHE_DIR", self.path("cache"))
             .env("CASTORE_MIN_FREE", "0")
             .stdin(Stdio::null());
-        interruptible(&mut command);
         command
     }
 
@@ -223,33 +223,53 @@ pub fn is_mounted(path: &Path) -> bool {
     mountinfo::at(path).unwrap().is_some()
 }
 
-/// Takes away whatever is mounted on a path, by force.
+/// Takes away whatever is mounted on a path, by force, and what a killed process has left in the registry.
 pub fn detach(path: &Path) {
+    let target = std::ffi::CString::new(path.as_os_str().as_bytes()).unwrap();
     while is_mounted(path) {
-        let path = std::ffi::CString::new(path.as_os_str().as_bytes()).unwrap();
         // SAFETY: a system call with a valid string.
         unsafe {
             // By force first: it ends whatever waits in the mount, the daemon itself among them.
-            libc::umount2(path.as_ptr(), libc::MNT_FORCE);
-            if libc::umount2(path.as_ptr(), libc::MNT_DETACH) != 0 {
+            libc::umount2(target.as_ptr(), libc::MNT_FORCE);
+            // The first may have done it all.
+            if libc::umount2(target.as_ptr(), libc::MNT_DETACH) != 0 && is_mounted(path) {
                 return;
             }
         }
     }
+    let base64 = data_encoding::BASE64.encode(path.as_os_str().as_bytes());
+    for entry in fs::read_dir("/run/castore").into_iter().flatten().flatten() {
+        let json = fs::read(entry.path()).unwrap_or_default();
+        let json: serde_json::Value = serde_json::from_slice(&json).unwrap_or_default();
+        let registered = &json["mountpoint"];
+        let is_its = match path.to_str() {
+            Some(path) => registered == path,
+            None => registered["base64"] == *base64,
+        };
+        if is_its {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
 }
 
-/// Has a command end at an interrupt and a hangup, also where these tests were started with those ignored: in the background
-/// of a shell, or under `nohup`.
-pub fn interruptible(command: &mut Command) -> &mut Command {
-    // SAFETY: system calls alone, between `fork` and `exec`.
-    unsafe {
-        command.pre_exec(|| {
-            libc::signal(libc::SIGINT, libc::SIG_DFL);
-            libc::signal(libc::SIGQUIT, libc::SIG_DFL);
-            libc::signal(libc::SIGHUP, libc::SIG_DFL);
-            Ok(())
-        })
-    }
+/// Has the processes that a test starts end at an interrupt and a hangup, also where these tests were started with those
+/// ignored: in the background of a shell, or under `nohup`. What is ignored is inherited, what has a handler is not; and no
+/// process has to be forked for that, which would hold the files of all threads open for a moment.
+fn heed_interrupts() {
+    extern "C" fn nothing(_: libc::c_int) {}
+    static ONCE: std::sync::Once = std::sync::Once::new();
+    ONCE.call_once(|| {
+        for signal in [libc::SIGINT, libc::SIGQUIT, libc::SIGHUP] {
+            let handler = nothing as extern "C" fn(libc::c_int) as libc::sighandler_t;
+            // SAFETY: the handler does nothing, and what was there before is put back as it was.
+            unsafe {
+                let before = libc::signal(signal, handler);
+                if before != libc::SIG_IGN {
+                    libc::signal(signal, before);
+                }
+            }
+        }
+    });
 }
 
 pub fn signal(child: &Child, signal: i32) {

@@ -104,11 +104,16 @@ pub(super) async fn serve(
         .context("the socket for `castore status` cannot be made")?;
     let mut signals = Signals::new(log.is_none())?;
     let path = mountpoint.path.clone();
+    let mut registration = announce(&path, cache, &control);
     let mounted = tokio::task::spawn_blocking(move || Session::mount(&fs, &mount_options)).await?;
     let session = mounted.map_err(|error| failed(args, &path, error))?;
     let device = session.device().map(str::to_owned);
     let _ = served.kernel.set(session.kernel());
-    let registered = register(device.as_deref(), &path, cache, &control);
+    if let (Some(registration), Some(device)) = (&mut registration, &device)
+        && let Err(error) = registration.settle(device)
+    {
+        tracing::warn!(%error, "the mount is registered by its path alone");
+    }
     let made = match (args.noexec, log) {
         (true, _) if !has_noexec(&path) => Err(anyhow!("noexec cannot be set on {path:?}")),
         (_, Some(log)) => daemon::tell_ready(log),
@@ -121,7 +126,7 @@ pub(super) async fn serve(
         tokio::select! {
             () = session.unmounted() => {}
             () = signals.end(log) => {}
-            () = beat(registered.as_ref()) => {}
+            () = beat(registration.as_ref()) => {}
         }
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     }
@@ -132,7 +137,7 @@ pub(super) async fn serve(
         }
     })
     .await?;
-    drop(registered);
+    drop(registration);
     following.prefetch().close();
     if let Some(metrics) = metrics {
         metrics.abort();
@@ -166,28 +171,21 @@ fn failed(args: &Args, path: &Path, error: MountError) -> anyhow::Error {
 }
 
 /// Registers the mount, so that other commands find its process. A mount that cannot be registered is a mount all the same.
-fn register(
-    device: Option<&str>,
-    path: &Path,
-    cache: &Cache,
-    control: &Control,
-) -> Option<Registration> {
-    let registered = device
-        .context("the mount table does not show it")
-        .and_then(|device| {
-            let dir = cache.dir().canonicalize()?;
-            let socket = std::path::absolute(control.path())?;
-            Registration::new(device, &Registered::this(path, &dir, &socket)?)
-        });
-    registered
+fn announce(path: &Path, cache: &Cache, control: &Control) -> Option<Registration> {
+    let announced = || {
+        let dir = cache.dir().canonicalize()?;
+        let socket = std::path::absolute(control.path())?;
+        Registration::announce(&Registered::this(path, &dir, &socket)?)
+    };
+    announced()
         .inspect_err(|error| tracing::warn!("the mount is not registered: {error:#}"))
         .ok()
 }
 
 /// Never ends.
-async fn beat(registered: Option<&Registration>) {
-    match registered {
-        Some(registered) => registered.beat().await,
+async fn beat(registration: Option<&Registration>) {
+    match registration {
+        Some(registration) => registration.beat().await,
         None => std::future::pending().await,
     }
 }

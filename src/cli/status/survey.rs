@@ -67,7 +67,7 @@ enum Candidate {
     /// Of the mount table.
     Mount(Mount),
     /// Of the registry alone: detached and still in use, or in another mount namespace.
-    Detached(String, Registered),
+    Detached(Registered),
     /// Of a socket in the cache directory alone.
     Socket(u32, PathBuf),
 }
@@ -93,9 +93,9 @@ pub(super) fn survey(cache_dir: &Path, only: bool) -> Survey {
             }
         }
     }
-    for (device, registered) in registry::all() {
+    for registered in registry::all() {
         if pids.insert(registered.process.pid) && is_wanted(Some(&registered)) {
-            candidates.push(Candidate::Detached(device, registered));
+            candidates.push(Candidate::Detached(registered));
         }
     }
     let sockets = control::sockets_of(&cache_dir).into_iter();
@@ -159,14 +159,14 @@ fn ask(candidate: Candidate) -> Answer {
                 (Health::Denied, _) => Answer::Nothing,
             }
         }
-        Candidate::Detached(device, registered) => match mounts::health(&registered) {
+        Candidate::Detached(registered) => match mounts::health(&registered) {
             Health::Answers(status) => Answer::Mount(status),
             Health::Silent if registered.process.life() != Life::Unknown => {
                 let mend = format!("`kill -KILL {}`", registered.process.pid);
                 silent(&registered, mend)
             }
             Health::Dead => {
-                registry::forget_dead(&device, &registered);
+                registry::forget_dead(&registered);
                 Answer::Nothing
             }
             Health::Silent | Health::Denied | Health::Unregistered => Answer::Nothing,
