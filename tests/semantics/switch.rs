@@ -142,7 +142,9 @@ fn what_is_mounted_on_an_unchanged_entry_stays() {
         assert_eq!(bound, 0, "{}", std::io::Error::last_os_error());
     };
     let bound = Bound(points.map(|point| mount.at(point)).to_vec());
-    points.iter().for_each(|point| bind(point));
+    for point in points {
+        bind(point);
+    }
     switch(&scratch, &roots[1]);
     for point in points {
         assert!(is_mounted(&mount.at(point)), "{point}");
