@@ -1,29 +1,35 @@
 //! What the kernel was told of and has not forgotten: node ids, and what each stands for.
 //!
-//! - [`InodeTable`]: finding, adding and forgetting inodes
-//! - [`InodeView`]: a copy of what an operation needs of one
+//! - [`InodeTable`]: finding, adding and forgetting inodes; `table` is what its lock protects
+//! - [`InodeView`]: a copy of what an operation needs of an inode
 //! - `update`: another tree under the inodes that are known
 //! - `segments`: where inodes lie; `short_name`: their names
 //!
 //! A node id is of one parent and one name, whatever lies there: programs take what shares an id for one file (overlayfs,
 //! `dlopen`, `flock`, inotify, `cp`). Content is shared below: in blobs and mappings.
 
+mod inode;
 mod segments;
 mod short_name;
+mod table;
 mod update;
 
 use std::{
     hash::BuildHasher,
     sync::{
         PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
-        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
 };
 
-use hashbrown::{DefaultHashBuilder, HashTable, hash_table::Entry};
+use hashbrown::DefaultHashBuilder;
 
+pub(super) use self::inode::{InodeNode, InodeView};
 pub(super) use self::update::{Change, ChangedName, HowChanged, Stale};
-use self::{segments::Segments, short_name::ShortName};
+use self::{
+    inode::{Content, Inode},
+    table::Table,
+};
 use super::{
     FsError,
     inode_number::{self, Width},
@@ -48,156 +54,11 @@ pub(super) struct InodeTable {
     exclusive: AtomicU64,
 }
 
-#[derive(Debug)]
-struct Table {
-    inodes: Segments,
-    /// Slots by node id.
-    by_id: HashTable<u32>,
-    /// Slots by parent and name. Invariant: each is in `by_id` too. An inode whose name stands for something else by now is not here
-    /// any more.
-    by_name: HashTable<u32>,
-    hasher: DefaultHashBuilder,
-    /// Never goes back: an id is not used twice, so no generation numbers are needed.
-    next: u64,
-    /// Inodes forgotten since memory was given back to the system.
-    forgotten: usize,
-}
-
-#[derive(Debug)]
-pub(super) struct Inode {
-    id: u64,
-    /// Node id of the directory that it was found in.
-    parent: u64,
-    /// `st_ino`.
-    number: u64,
-    name: ShortName,
-    content: Content,
-    /// Lookups that the kernel has not forgotten. Goes up under the shared lock, down under the exclusive one.
-    lookups: AtomicU64,
-    /// Handles that are open, where the kernel tells.
-    opens: AtomicU32,
-    /// A directory whose files count in `statfs` already.
-    counted: AtomicBool,
-}
-
-/// What an inode stands for.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Content {
-    Directory {
-        digest: Digest,
-        size: u64,
-    },
-    File {
-        digest: Digest,
-        size: u64,
-        executable: bool,
-    },
-    Symlink(Box<[u8]>),
-}
-
-/// What an operation needs of an inode.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct InodeView {
-    pub(super) id: u64,
-    pub(super) parent: u64,
-    /// `st_ino`.
-    pub(super) number: u64,
-    pub(super) node: InodeNode,
-    /// A directory whose files count in `statfs` already.
-    pub(super) is_counted: bool,
-}
-
-/// As [`Content`], without what has no fixed length.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum InodeNode {
-    Directory {
-        digest: Digest,
-        size: u64,
-    },
-    File {
-        digest: Digest,
-        size: u64,
-        executable: bool,
-    },
-    Symlink {
-        /// Length of the target, in bytes.
-        len: u64,
-    },
-}
-
-impl From<NodeRef<'_>> for Content {
-    fn from(node: NodeRef<'_>) -> Self {
-        match node {
-            NodeRef::Directory { digest, size } => Self::Directory { digest, size },
-            NodeRef::File {
-                digest,
-                size,
-                executable,
-            } => Self::File {
-                digest,
-                size,
-                executable,
-            },
-            NodeRef::Symlink { target } => Self::Symlink(target.into()),
-        }
-    }
-}
-
-impl Content {
-    fn view(&self) -> InodeNode {
-        match self {
-            Self::Directory { digest, size } => InodeNode::Directory {
-                digest: *digest,
-                size: *size,
-            },
-            Self::File {
-                digest,
-                size,
-                executable,
-            } => InodeNode::File {
-                digest: *digest,
-                size: *size,
-                executable: *executable,
-            },
-            Self::Symlink(target) => InodeNode::Symlink {
-                len: target.len() as u64,
-            },
-        }
-    }
-
-    fn is(&self, node: NodeRef<'_>) -> bool {
-        match (self, node) {
-            (Self::Symlink(known), NodeRef::Symlink { target }) => **known == *target,
-            (Self::Symlink(_), _) | (_, NodeRef::Symlink { .. }) => false,
-            (known, node) => *known == Self::from(node),
-        }
-    }
-}
-
-impl Inode {
-    fn view(&self) -> InodeView {
-        InodeView {
-            id: self.id,
-            parent: self.parent,
-            number: self.number,
-            node: self.content.view(),
-            is_counted: self.counted.load(Ordering::Relaxed),
-        }
-    }
-}
-
 impl InodeTable {
     pub(super) fn new(width: Width) -> Self {
         let hasher = DefaultHashBuilder::default();
         Self {
-            table: RwLock::new(Table {
-                inodes: Segments::default(),
-                by_id: HashTable::new(),
-                by_name: HashTable::new(),
-                hasher: hasher.clone(),
-                next: ROOT_ID + 1,
-                forgotten: 0,
-            }),
+            table: RwLock::new(Table::new(hasher.clone())),
             hasher,
             width,
             exclusive: AtomicU64::new(0),
@@ -211,16 +72,14 @@ impl InodeTable {
             table.remove(slot);
         }
         if let Some((digest, size)) = directory {
-            table.insert_root(Inode {
-                id: ROOT_ID,
-                parent: ROOT_ID,
-                number: inode_number::ROOT,
-                name: ShortName::new(b""),
-                content: Content::Directory { digest, size },
-                lookups: AtomicU64::new(1),
-                opens: AtomicU32::new(0),
-                counted: AtomicBool::new(false),
-            });
+            let content = Content::Directory { digest, size };
+            table.insert_root(Inode::new(
+                ROOT_ID,
+                ROOT_ID,
+                inode_number::ROOT,
+                b"",
+                content,
+            ));
         }
     }
 
@@ -269,16 +128,7 @@ impl InodeTable {
         if now.is_some_and(|now| now != parent.node) {
             return Err(Stale);
         }
-        let inode = Inode {
-            id: table.next,
-            parent: parent.id,
-            number,
-            name: ShortName::new(name),
-            content: node.into(),
-            lookups: AtomicU64::new(1),
-            opens: AtomicU32::new(0),
-            counted: AtomicBool::new(false),
-        };
+        let inode = Inode::new(table.next, parent.id, number, name, node.into());
         table.next += 1;
         let view = inode.view();
         table.insert(hash, inode);
@@ -411,118 +261,6 @@ impl InodeTable {
         self.exclusive.fetch_add(1, Ordering::Relaxed);
         self.table.write().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-impl Table {
-    fn slot(&self, id: u64) -> Option<u32> {
-        let is_it = |slot: &u32| self.inodes.get(*slot).is_some_and(|inode| inode.id == id);
-        self.by_id.find(self.hasher.hash_one(id), is_it).copied()
-    }
-
-    fn get(&self, id: u64) -> Option<&Inode> {
-        self.inodes.get(self.slot(id)?)
-    }
-
-    fn named(&self, parent: u64, name: &[u8]) -> Option<u32> {
-        self.named_by(self.hasher.hash_one((parent, name)), parent, name)
-    }
-
-    /// `hash` is that of parent and name.
-    fn named_by(&self, hash: u64, parent: u64, name: &[u8]) -> Option<u32> {
-        let is_it = |slot: &u32| is_named(&self.inodes, *slot, parent, name);
-        self.by_name.find(hash, is_it).copied()
-    }
-
-    fn look_up_known(
-        &self,
-        hash: u64,
-        parent: u64,
-        name: &[u8],
-        node: NodeRef<'_>,
-    ) -> Option<InodeView> {
-        let inode = self.inodes.get(self.named_by(hash, parent, name)?)?;
-        if !inode.content.is(node) {
-            return None;
-        }
-        inode.lookups.fetch_add(1, Ordering::Relaxed);
-        Some(inode.view())
-    }
-
-    /// Adds an inode under its name; what the name stood for before is not found by it any more. `hash` is that of parent and name.
-    fn insert(&mut self, hash: u64, inode: Inode) {
-        let slot = self.insert_root(inode);
-        let (inodes, hasher) = (&self.inodes, &self.hasher);
-        let Some(Inode { parent, name, .. }) = inodes.get(slot) else {
-            return;
-        };
-        let is_it = |known: &u32| is_named(inodes, *known, *parent, name.as_bytes());
-        let hash_of = |slot: &u32| hash_of_name(inodes, hasher, *slot);
-        match self.by_name.entry(hash, is_it, hash_of) {
-            Entry::Occupied(mut known) => *known.get_mut() = slot,
-            Entry::Vacant(place) => {
-                place.insert(slot);
-            }
-        }
-    }
-
-    /// Adds an inode that is found by its id only.
-    fn insert_root(&mut self, inode: Inode) -> u32 {
-        let hash = self.hasher.hash_one(inode.id);
-        let slot = self.inodes.insert(inode);
-        let (inodes, hasher) = (&self.inodes, &self.hasher);
-        self.by_id
-            .insert_unique(hash, slot, |slot| hash_of_id(inodes, hasher, *slot));
-        slot
-    }
-
-    /// The name stands for something else from now on. The kernel may still use what it stood for.
-    fn detach(&mut self, parent: u64, name: &[u8]) {
-        if let Some(slot) = self.named(parent, name) {
-            let hash = self.hasher.hash_one((parent, name));
-            if let Ok(entry) = self.by_name.find_entry(hash, |known| *known == slot) {
-                entry.remove();
-            }
-        }
-    }
-
-    fn remove(&mut self, slot: u32) {
-        let Some(inode) = self.inodes.remove(slot) else {
-            return;
-        };
-        let hash = self.hasher.hash_one(inode.id);
-        if let Ok(entry) = self.by_id.find_entry(hash, |known| *known == slot) {
-            entry.remove();
-        }
-        let hash = self.hasher.hash_one((inode.parent, inode.name.as_bytes()));
-        if let Ok(entry) = self.by_name.find_entry(hash, |known| *known == slot) {
-            entry.remove();
-        }
-    }
-
-    fn shrink(&mut self) {
-        let (inodes, hasher) = (&self.inodes, &self.hasher);
-        self.by_id
-            .shrink_to_fit(|slot| hash_of_id(inodes, hasher, *slot));
-        self.by_name
-            .shrink_to_fit(|slot| hash_of_name(inodes, hasher, *slot));
-    }
-}
-
-fn is_named(inodes: &Segments, slot: u32, parent: u64, name: &[u8]) -> bool {
-    let inode = inodes.get(slot);
-    inode.is_some_and(|inode| inode.parent == parent && inode.name.as_bytes() == name)
-}
-
-fn hash_of_id(inodes: &Segments, hasher: &DefaultHashBuilder, slot: u32) -> u64 {
-    inodes
-        .get(slot)
-        .map_or(0, |inode| hasher.hash_one(inode.id))
-}
-
-fn hash_of_name(inodes: &Segments, hasher: &DefaultHashBuilder, slot: u32) -> u64 {
-    inodes.get(slot).map_or(0, |inode| {
-        hasher.hash_one((inode.parent, inode.name.as_bytes()))
-    })
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-use super::{Content, InodeTable, InodeView, Table};
+use super::{Content, Inode, InodeTable, InodeView, Table};
 use crate::model::Digest;
 
 /// A directory has another content by now than the one that an entry was taken from.
@@ -38,7 +38,7 @@ impl InodeTable {
     pub(in super::super) fn child(&self, parent: u64, name: &[u8]) -> Option<InodeView> {
         let table = self.read();
         let slot = table.named(parent, name)?;
-        table.inodes.get(slot).map(super::Inode::view)
+        table.inodes.get(slot).map(Inode::view)
     }
 
     /// Gives directories another content, all at once. What the kernel has open stays: the inode of a name that was replaced lives
