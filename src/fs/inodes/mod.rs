@@ -28,13 +28,9 @@ pub(super) use self::inode::{InodeNode, InodeView};
 pub(super) use self::update::{Change, ChangedName, HowChanged, Stale};
 use self::{
     inode::{Content, Inode},
-    table::Table,
+    table::{Found, Table},
 };
-use super::{
-    FsError,
-    inode_number::{self, Width},
-    root::ROOT_ID,
-};
+use super::{FsError, inode_number::Width, root::ROOT_ID};
 use crate::model::{Digest, NodeRef};
 
 /// Directories are not followed further up than this.
@@ -67,24 +63,11 @@ impl InodeTable {
 
     /// The mount's root is a directory from now on, or none of the tree's (`None`).
     pub(super) fn set_root(&self, directory: Option<(Digest, u64)>) {
-        let mut table = self.write();
-        if let Some(slot) = table.slot(ROOT_ID) {
-            table.remove(slot);
-        }
-        if let Some((digest, size)) = directory {
-            let content = Content::Directory { digest, size };
-            table.insert_root(Inode::new(
-                ROOT_ID,
-                ROOT_ID,
-                inode_number::ROOT,
-                b"",
-                content,
-            ));
-        }
+        self.write().set_root(directory);
     }
 
     pub(super) fn len(&self) -> usize {
-        self.read().by_id.len()
+        self.read().len()
     }
 
     /// How often the lock was taken exclusively.
@@ -115,24 +98,30 @@ impl InodeTable {
         node: NodeRef<'_>,
     ) -> Result<InodeView, Stale> {
         let hash = self.hasher.hash_one((parent.id, name));
-        if let Some(known) = self.read().look_up_known(hash, parent.id, name, node) {
+        let (mut found, added) = {
+            let table = self.read();
+            (table.look_up(hash, parent.id, name, node), table.added())
+        };
+        if let Found::Known(known) = found {
             return Ok(known);
         }
         let number = self.number(parent.number, name, node);
         let mut table = self.write();
         // Another thread may have been first.
-        if let Some(known) = table.look_up_known(hash, parent.id, name, node) {
-            return Ok(known);
+        if table.added() != added {
+            found = table.look_up(hash, parent.id, name, node);
         }
+        let is_absent = match found {
+            Found::Known(known) => return Ok(known),
+            Found::Other => false,
+            Found::Absent => true,
+        };
         let now = table.get(parent.id).map(|now| now.content.view());
         if now.is_some_and(|now| now != parent.node) {
             return Err(Stale);
         }
-        let inode = Inode::new(table.next, parent.id, number, name, node.into());
-        table.next += 1;
-        let view = inode.view();
-        table.insert(hash, inode);
-        Ok(view)
+        let make = |id| Inode::new(id, parent.id, number, name, node.into());
+        Ok(table.insert(hash, is_absent, make))
     }
 
     /// The number of an entry, whether it is known or not.
@@ -148,15 +137,13 @@ impl InodeTable {
             if id == ROOT_ID {
                 continue;
             }
-            let Some(slot) = table.slot(id) else { continue };
-            let Some(inode) = table.inodes.get_mut(slot) else {
+            let Some(inode) = table.get_mut(id) else {
                 continue;
             };
             let lookups = inode.lookups.get_mut();
             *lookups = lookups.saturating_sub(count);
             if *lookups == 0 {
-                table.remove(slot);
-                table.forgotten += 1;
+                table.remove(id);
             }
         }
         table.forgotten >= TRIM_AFTER
@@ -202,7 +189,7 @@ impl InodeTable {
     /// The ids of the files with this content, or of all files.
     pub(super) fn of_blob(&self, blob: Option<Digest>) -> Vec<u64> {
         let table = self.read();
-        let files = table.inodes.iter().filter(|inode| {
+        let files = table.iter().filter(|inode| {
             matches!(inode.content, Content::File { digest, .. } if blob.is_none_or(|blob| digest == blob))
         });
         files.map(|inode| inode.id).collect()
@@ -385,7 +372,7 @@ mod tests {
 
     #[test]
     fn an_inode_fits_its_budget() {
-        // With two tables of slots, at 5 bytes for each of at most 2.3 buckets, 150 bytes are the promise.
+        // With a table of slots, at 5 bytes for each of at most 2.3 buckets, and 4 bytes of the id, 150 bytes are the promise.
         assert!(
             size_of::<Option<Inode>>() <= 120,
             "{}",

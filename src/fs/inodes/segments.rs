@@ -5,74 +5,114 @@ use super::Inode;
 /// Inodes of one segment. One that is left over keeps half a megabyte at the most.
 const LEN: usize = 4096;
 
-/// Inodes by slot. They lie in segments that are given back when the last of their inodes is forgotten, which one growing array
+/// Inodes by node id. They lie in segments that are given back when the last of their inodes is forgotten, which one growing array
 /// could not do.
+///
+/// The lower half of a node id is the slot, the upper half counts how often the slot was used, from 1 on: so an id is found without a
+/// search, and never used again.
 #[derive(Debug, Default)]
 pub(super) struct Segments {
-    segments: Vec<Segment>,
+    all: Vec<Segment>,
     /// Segments that have a free slot. The first is filled first, so the others become empty.
     with_room: BTreeSet<usize>,
+    /// Number of inodes.
+    len: usize,
 }
 
 #[derive(Debug, Default)]
 struct Segment {
     /// Empty, or [`LEN`] of them.
     slots: Box<[Option<Inode>]>,
+    /// Of each slot, the upper half of the next id.
+    next: Box<[u32]>,
+    /// The same for all slots of a segment that was given back.
+    next_of_all: u32,
     /// Slots that may be used, the next one last.
     free: Vec<u16>,
 }
 
 impl Segments {
-    pub(super) fn get(&self, slot: u32) -> Option<&Inode> {
-        let (segment, at) = split(slot);
-        self.segments.get(segment)?.slots.get(at)?.as_ref()
+    pub(super) const fn len(&self) -> usize {
+        self.len
     }
 
-    pub(super) fn get_mut(&mut self, slot: u32) -> Option<&mut Inode> {
+    pub(super) fn get(&self, id: u64) -> Option<&Inode> {
+        let (segment, at) = split(slot_of(id));
+        let inode = self.all.get(segment)?.slots.get(at)?.as_ref();
+        inode.filter(|inode| inode.id == id)
+    }
+
+    pub(super) fn get_mut(&mut self, id: u64) -> Option<&mut Inode> {
+        let (segment, at) = split(slot_of(id));
+        let inode = self.all.get_mut(segment)?.slots.get_mut(at)?.as_mut();
+        inode.filter(|inode| inode.id == id)
+    }
+
+    /// Whatever is in a slot.
+    pub(super) fn at(&self, slot: u32) -> Option<&Inode> {
         let (segment, at) = split(slot);
-        self.segments.get_mut(segment)?.slots.get_mut(at)?.as_mut()
+        self.all.get(segment)?.slots.get(at)?.as_ref()
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &Inode> {
-        let segments = self.segments.iter();
+        let segments = self.all.iter();
         segments.flat_map(|segment| segment.slots.iter().flatten())
     }
 
-    /// Gives the slot.
-    pub(super) fn insert(&mut self, inode: Inode) -> u32 {
+    /// Adds the inode that `make` makes of its id.
+    pub(super) fn insert(&mut self, make: impl FnOnce(u64) -> Inode) -> &Inode {
         let segment = self.with_room.first().copied().unwrap_or_else(|| {
-            self.segments.push(Segment::default());
-            let last = self.segments.len() - 1;
+            self.all.push(Segment {
+                next_of_all: 1,
+                ..Segment::default()
+            });
+            let last = self.all.len() - 1;
             self.with_room.insert(last);
             last
         });
-        let room = &mut self.segments[segment];
+        let room = &mut self.all[segment];
         if room.slots.is_empty() {
             room.slots = std::iter::repeat_with(|| None).take(LEN).collect();
+            room.next = vec![room.next_of_all; LEN].into();
             room.free = (0..LEN)
                 .rev()
                 .filter_map(|at| u16::try_from(at).ok())
                 .collect();
         }
         let at = usize::from(room.free.pop().unwrap_or_default());
-        room.slots[at] = Some(inode);
         if room.free.is_empty() {
             self.with_room.remove(&segment);
         }
-        join(segment, at)
+        self.len += 1;
+        let id = u64::from(room.next[at]) << 32 | u64::from(join(segment, at));
+        room.slots[at].insert(make(id))
     }
 
-    pub(super) fn remove(&mut self, slot: u32) -> Option<Inode> {
-        let (segment, at) = split(slot);
-        let room = self.segments.get_mut(segment)?;
+    pub(super) fn remove(&mut self, id: u64) -> Option<Inode> {
+        self.get(id)?;
+        let (segment, at) = split(slot_of(id));
+        let room = self.all.get_mut(segment)?;
         let inode = room.slots.get_mut(at)?.take()?;
+        // After four thousand million uses it begins again: what had that id was forgotten long ago.
+        room.next[at] = room.next[at].checked_add(1).unwrap_or(1);
         room.free.extend(u16::try_from(at));
         if room.free.len() == LEN {
-            *room = Segment::default();
+            let next_of_all = room.next.iter().copied().max().unwrap_or(1);
+            *room = Segment {
+                next_of_all,
+                ..Segment::default()
+            };
         }
         self.with_room.insert(segment);
+        self.len -= 1;
         Some(inode)
     }
+}
+
+/// The slot of a node id.
+#[expect(clippy::cast_possible_truncation, reason = "it is the lower half")]
+pub(super) const fn slot_of(id: u64) -> u32 {
+    id as u32
 }
 
 const fn split(slot: u32) -> (usize, usize) {

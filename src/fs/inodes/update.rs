@@ -37,8 +37,7 @@ impl InodeTable {
     /// The inode of an entry, if it is known.
     pub(in super::super) fn child(&self, parent: u64, name: &[u8]) -> Option<InodeView> {
         let table = self.read();
-        let slot = table.named(parent, name)?;
-        table.inodes.get(slot).map(Inode::view)
+        table.named(parent, name).map(Inode::view)
     }
 
     /// Gives directories another content, all at once. What the kernel has open stays: the inode of a name that was replaced lives
@@ -67,9 +66,7 @@ impl InodeTable {
 
 impl Table {
     fn set_directory(&mut self, id: u64, digest: Digest, size: u64) {
-        if let Some(slot) = self.slot(id)
-            && let Some(inode) = self.inodes.get_mut(slot)
-        {
+        if let Some(inode) = self.get_mut(id) {
             inode.content = Content::Directory { digest, size };
         }
     }
