@@ -7,7 +7,7 @@ const CALLERS: usize = 64;
 /// Entries that a caller is given an inode of before it has shown that it looks at what it lists: a program that lists only
 /// leaves no more inodes in the kernel, and one that looks after it has listed (`du`, up to 100,000 entries at once) finds nearly all
 /// of a usual directory there.
-const AT_FIRST: u32 = 32_768;
+const AT_FIRST: u32 = 49_152;
 /// And once it has.
 const ONCE_SHOWN: u32 = 262_144;
 

@@ -37,6 +37,8 @@ use crate::model::{Digest, NodeRef};
 const MAX_DEPTH: usize = 4096;
 /// Memory is given back to the system when so many inodes were forgotten: some 14 MB.
 const TRIM_AFTER: usize = 1 << 17;
+/// And when so many were, and fewer are left.
+const TRIM_LAST: usize = 1 << 12;
 
 /// All inodes of a mount.
 #[derive(Debug)]
@@ -146,7 +148,8 @@ impl InodeTable {
                 table.remove(id);
             }
         }
-        table.forgotten >= TRIM_AFTER
+        let few_are_left = table.forgotten >= TRIM_LAST && table.len() < TRIM_LAST;
+        table.forgotten >= TRIM_AFTER || few_are_left
     }
 
     /// Gives memory that forgotten inodes took back to the system.

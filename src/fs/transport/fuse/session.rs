@@ -14,8 +14,9 @@ use crate::fs::{
     transport::Channel,
 };
 
-/// Readahead of the kernel for a mount of root, in KiB.
-const READ_AHEAD_KIB: u32 = 1024;
+/// Readahead of the kernel for a mount of root, in KiB. Around each fault of a mapping the kernel reads as much as that: at 1024, cold random
+/// faults fetched 170 MiB where 36 were needed, at 256 they fetch 83, and reading in order is as fast (ARCHITECTURE, "Measured").
+const READ_AHEAD_KIB: u32 = 256;
 /// A mount that was just made answers within this time, or never.
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 /// The kernel ends the connection of a daemon that leaves a request unanswered for so many seconds; 0 for never.
@@ -156,7 +157,7 @@ fn longest_wait() -> Option<Duration> {
     (seconds > 0).then(|| Duration::from_secs(seconds) * 9 / 10)
 }
 
-/// Only root may; without it the kernel reads 128 KiB ahead. `device` is as the mount table has it.
+/// Only root may; otherwise the kernel reads 128 KiB ahead. `device` is as the mount table has it.
 fn set_read_ahead(device: &str) {
     let path = format!("/sys/class/bdi/{device}/read_ahead_kb");
     if let Err(error) = fs::write(&path, READ_AHEAD_KIB.to_string()) {
