@@ -1,6 +1,6 @@
 use std::{
     collections::{HashMap, HashSet},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, LazyLock, Mutex, PoisonError},
 };
 
 use bytes::Bytes;
@@ -14,6 +14,8 @@ use crate::{
     remote::Urgency,
 };
 
+/// Every store has it.
+static EMPTY: LazyLock<Arc<Directory>> = LazyLock::new(Arc::default);
 /// A closure with more entries than this is not asked for as a whole, where its parts can be had: what nobody looks at may be
 /// most of it.
 const HUGE: u64 = 200_000;
@@ -298,7 +300,7 @@ impl Cache {
     #[must_use]
     pub fn directory_in_memory(&self, digest: Digest) -> Option<Arc<Directory>> {
         if digest == Digest::empty() {
-            return Some(Arc::default());
+            return Some(Arc::clone(&EMPTY));
         }
         self.memory.directory(digest)
     }

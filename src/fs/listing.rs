@@ -67,6 +67,14 @@ impl Listing {
     }
 }
 
+impl Listed<'_> {
+    /// Not `.` or `..`.
+    #[must_use]
+    pub const fn is_entry(&self) -> bool {
+        self.node.is_some()
+    }
+}
+
 /// Listings of the root that were opened: names change, and a listing must not.
 #[derive(Debug, Default)]
 pub(super) struct Handles {

@@ -84,11 +84,15 @@ impl Filesystem {
         })
     }
 
-    /// Takes back lookups, as pairs of a node id and a count.
-    pub fn forget(&self, forgotten: impl IntoIterator<Item = (u64, u64)>) {
-        if self.inodes.forget(forgotten) {
-            self.inodes.give_back_memory();
-        }
+    /// Takes back lookups, as pairs of a node id and a count. True when so much was forgotten that
+    /// [`Filesystem::give_back_memory`] is worth its time.
+    pub fn forget(&self, forgotten: impl IntoIterator<Item = (u64, u64)>) -> bool {
+        self.inodes.forget(forgotten)
+    }
+
+    /// Gives memory of forgotten inodes back to the system. Takes milliseconds.
+    pub fn give_back_memory(&self) {
+        self.inodes.give_back_memory();
     }
 
     /// Where a symlink points.
@@ -101,8 +105,10 @@ impl Filesystem {
 
     /// Whether the inode can be opened for reading.
     ///
-    /// # Errors
     /// `flags` are those of `open(2)`.
+    ///
+    /// # Errors
+    /// When it is no file, or is opened for writing.
     pub fn open(&self, id: u64, flags: i32) -> Result<(), FsError> {
         if flags & libc::O_ACCMODE != libc::O_RDONLY || flags & libc::O_TRUNC != 0 {
             return Err(FsError::ReadOnly);

@@ -106,6 +106,18 @@ struct Counted {
     directories: Mutex<HashSet<u64>>,
 }
 
+impl Counted {
+    /// Another tree is shown.
+    fn clear(&self) {
+        let mut directories = self
+            .directories
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        directories.clear();
+        self.content.store(0, Ordering::Relaxed);
+    }
+}
+
 /// Answer of `statfs`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Totals {

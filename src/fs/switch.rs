@@ -83,7 +83,21 @@ impl Filesystem {
     ) -> Result<Change, CacheError> {
         let (digest, size) = step.new;
         let new = self.cache.directory(digest, closures.1).await?;
-        let old = self.cache.directory(step.old, closures.0).await?;
+        let Ok(old) = self.cache.directory(step.old, closures.0).await else {
+            // The old release may be gone. Whatever the kernel may know of it is looked up again.
+            let mut names = self.inodes.children(step.id);
+            names.extend(new.entries().map(|entry| entry.name.to_vec()));
+            let replaced = |name| ChangedName {
+                name,
+                how: HowChanged::Replaced,
+            };
+            return Ok(Change {
+                directory: step.id,
+                digest,
+                size,
+                names: names.into_iter().map(replaced).collect(),
+            });
+        };
         let mut names = Vec::new();
         for name in changed_names(&old, &new) {
             let how = match (old.get(name), new.get(name)) {
@@ -99,7 +113,7 @@ impl Filesystem {
                                 old,
                                 new: (digest, size),
                             });
-                            HowChanged::Followed
+                            HowChanged::Followed(id)
                         }
                         Some(_) => HowChanged::Replaced,
                         None => HowChanged::Unknown,
@@ -134,6 +148,7 @@ impl Filesystem {
     }
 
     fn show(&self, root: Root) {
+        self.counted.clear();
         *self.root.write().unwrap_or_else(PoisonError::into_inner) = root.into();
     }
 

@@ -62,7 +62,7 @@ pub struct Peer {
     pub dispatcher: Arc<Dispatcher>,
     workers: Vec<JoinHandle<()>>,
     runtime: Option<tokio::runtime::Runtime>,
-    _scratch: Scratch,
+    pub scratch: Scratch,
 }
 
 impl Peer {
@@ -71,7 +71,7 @@ impl Peer {
         Self::with(&[], |channel| channel)
     }
 
-    /// `options` are `xattr`; `wrap` may put something before the transport.
+    /// `options` are `xattr`, and `impatient` for a kernel that grants a request little time; `wrap` may put something before the transport.
     pub fn with(options: &[&str], wrap: impl Fn(Arc<dyn Transport>) -> Arc<dyn Transport>) -> Self {
         let scratch = Scratch::new();
         let source = scratch.path("source");
@@ -97,7 +97,11 @@ impl Peer {
         let channel = Arc::new(Channel::new(theirs));
         let entered = runtime.enter();
         let transport = wrap(Arc::clone(&channel) as _);
-        let settings = dispatch::Options::default();
+        let impatient = options.contains(&"impatient");
+        let settings = dispatch::Options {
+            longest_wait: impatient.then_some(Duration::from_millis(300)),
+            ..dispatch::Options::default()
+        };
         let dispatcher = Dispatcher::new(Arc::clone(&fs), transport, settings);
         drop(entered);
         let worker = {
@@ -112,7 +116,7 @@ impl Peer {
             dispatcher,
             workers: vec![worker],
             runtime: Some(runtime),
-            _scratch: scratch,
+            scratch,
         }
     }
 

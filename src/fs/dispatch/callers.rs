@@ -68,6 +68,15 @@ pub(super) fn look(caller: u32) -> Verdict {
     // A thread has a directory there too, though it is not listed.
     match std::fs::read(format!("/proc/{caller}/status")) {
         Ok(status) => parse(&status).verdict(),
+        // Not the caller's fault: no descriptor or no memory is left here.
+        Err(error)
+            if matches!(
+                error.raw_os_error(),
+                Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM)
+            ) =>
+        {
+            Verdict::Wait
+        }
         Err(_) => Verdict::Unseen,
     }
 }

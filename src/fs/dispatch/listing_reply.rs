@@ -36,7 +36,7 @@ impl Dispatcher {
             let mut number = None;
             if plus {
                 // An entry without an inode has the node id 0, and counts as no lookup.
-                let given = self.credit.take(request.header.pid);
+                let given = listed.is_entry() && self.credit.take(request.header.pid);
                 let entry = given
                     .then(|| self.fs.look_up_listed(listing, &listed))
                     .flatten();
@@ -60,7 +60,7 @@ impl Dispatcher {
             offset = listed.next;
         }
         if !reply.bytes(&[out]) {
-            self.fs.forget(looked_up.drain(..));
+            self.take_back(looked_up.drain(..));
         }
     }
 }

@@ -5,7 +5,7 @@
 //! - [`Transport`], [`Capabilities`]: what it needs of the way to the kernel
 //! - `opcode`: what becomes of each operation of the protocol; `operations`: those that are answered, one function each
 //! - `listing_reply`: READDIR and READDIRPLUS; `lookup_credit`: whose listings come with inodes
-//! - `reply`: the one answer of a request; `pending`: requests that wait, and interrupting them
+//! - `reply`: the one answer of a request; `waiting`: tasks of requests that miss; `pending`: their table, and interrupting them
 //! - `callers`: which signal ends a caller's wait
 //! - `negotiation`: INIT; `notification`: having the kernel drop what it keeps
 //! - `wire`: the layout of the messages
@@ -27,7 +27,7 @@ use std::{
     fmt,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
-        Arc,
+        Arc, LazyLock,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -105,6 +105,9 @@ pub struct Scratch {
     listing: Vec<u8>,
     looked_up: Vec<(u64, u64)>,
 }
+
+/// What a request holds that has missed nothing yet.
+static NOTHING: LazyLock<Held> = LazyLock::new(Held::default);
 
 /// Gives the reply of the request that is run, if it still waits; asked once, before anything is done that belongs to the answer.
 type TakeReply<'a> = &'a mut dyn FnMut() -> Option<Reply>;
@@ -201,8 +204,7 @@ impl Dispatcher {
             }
             _ => {
                 let mut reply = Some(self.reply(slot, request));
-                let held = Held::default();
-                let miss = self.run(opcode, request, &held, scratch, &mut || reply.take());
+                let miss = self.run(opcode, request, &NOTHING, scratch, &mut || reply.take());
                 if let (Some(miss), Some(reply)) = (miss, reply) {
                     self.wait(opcode, request, reply, miss);
                 }

@@ -25,7 +25,7 @@ const HAS_EXPIRE_ONLY: u64 = 1 << 35;
 const NO_EXPORT_SUPPORT: u64 = 1 << 38;
 
 /// What we want, where the kernel offers it. Never `WRITEBACK_CACHE`; not `READDIRPLUS_AUTO`, since it makes programs that list first
-/// and look afterwards (`du`, `find -size`) look nearly everything up one by one: see `listing_reply`; not `HAS_RESEND` as long as
+/// and look afterwards (`du`, `find -size`) look nearly everything up one by one: see `lookup_credit`; not `HAS_RESEND` as long as
 /// nobody takes a connection over.
 const WANTED: u64 = ASYNC_READ
     | DO_READDIRPLUS

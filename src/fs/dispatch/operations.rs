@@ -1,3 +1,5 @@
+use std::sync::Arc;
+
 use zerocopy::IntoBytes;
 
 use super::{
@@ -129,7 +131,15 @@ impl Dispatcher {
 
     pub(super) fn forget(&self, request: &Request<'_>) {
         if let Some((ForgetIn { lookups }, _)) = split(request.body) {
-            self.fs.forget([(request.header.node, lookups)]);
+            self.take_back([(request.header.node, lookups)]);
+        }
+    }
+
+    /// Takes back lookups.
+    pub(super) fn take_back(&self, forgotten: impl IntoIterator<Item = (u64, u64)>) {
+        if self.fs.forget(forgotten) {
+            let fs = Arc::clone(&self.fs);
+            self.runtime.spawn_blocking(move || fs.give_back_memory());
         }
     }
 
@@ -142,7 +152,7 @@ impl Dispatcher {
             rest = after;
             Some((node, lookups))
         });
-        self.fs.forget(forgotten.take(count as usize));
+        self.take_back(forgotten.take(count as usize));
     }
 
     fn lookup(&self, request: &Request<'_>, held: &Held, take: TakeReply<'_>) -> Run {
@@ -156,7 +166,7 @@ impl Dispatcher {
         if let Some(entry) = entry {
             self.credit.looked_up(request.header.pid, entry.attr.kind);
             if !taken {
-                self.fs.forget([(entry.id, 1)]);
+                self.take_back([(entry.id, 1)]);
             }
         }
         Ok(())

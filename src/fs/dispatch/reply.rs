@@ -12,7 +12,8 @@ pub(super) struct Reply {
     is_open: bool,
 }
 
-/// The transport could not read the slices; the request still waits.
+/// The slices could not be read, and nothing was sent; the reply is to be answered with an error. (Where the kernel met the fault it has
+/// ended the request with EIO by itself, and takes no other answer.)
 #[derive(Debug)]
 pub(super) struct Unreadable(pub(super) Reply);
 
@@ -42,10 +43,12 @@ impl Reply {
             body: Body::Slices(slices),
         };
         match self.transport.send(&answer) {
-            Err(error) if error.raw_os_error() == Some(libc::EFAULT) => Err(Unreadable(self)),
-            sent => {
+            Err(error) if !is_nobody(&error) => {
+                tracing::warn!(%error, "content cannot be sent");
+                Err(Unreadable(self))
+            }
+            _ => {
                 self.is_open = false;
-                note(sent);
                 Ok(())
             }
         }
@@ -68,7 +71,21 @@ impl Reply {
         };
         let sent = self.transport.send(&answer);
         self.is_open = false;
-        note(sent)
+        match sent {
+            Ok(()) => true,
+            Err(error) if is_nobody(&error) => false,
+            Err(error) => {
+                tracing::warn!(%error, "an answer cannot be sent");
+                // Nobody else will answer: an error is short, and may pass where the answer did not.
+                let failed = Answer {
+                    errno: libc::EIO,
+                    body: Body::Bytes(&[]),
+                    ..answer
+                };
+                let _ = self.transport.send(&failed);
+                false
+            }
+        }
     }
 }
 
@@ -80,15 +97,7 @@ impl Drop for Reply {
     }
 }
 
-/// Whether an answer was taken.
-fn note(sent: std::io::Result<()>) -> bool {
-    match sent {
-        Ok(()) => true,
-        // ENOENT: the caller was killed; ENODEV: the filesystem was unmounted.
-        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV)) => false,
-        Err(error) => {
-            tracing::warn!(%error, "the kernel did not take an answer");
-            false
-        }
-    }
+/// Whether nobody waits for the answer any more. ENOENT: the caller was killed; ENODEV: the filesystem was unmounted.
+fn is_nobody(error: &std::io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV))
 }

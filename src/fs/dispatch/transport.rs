@@ -10,8 +10,8 @@ pub trait Transport: fmt::Debug + Send + Sync + 'static {
     /// Sends an answer, as a whole and once for each request.
     ///
     /// # Errors
-    /// `EFAULT` when bytes of a slice could not be read from disk: nothing was sent then. `ENOENT` and `ENODEV` when nobody waits
-    /// for the answer any more.
+    /// `ENOENT` and `ENODEV` when nobody waits for the answer any more. Any other error means that nothing was sent, `EFAULT` and
+    /// `EIO` that bytes of a slice could not be read from disk.
     fn send(&self, answer: &Answer<'_>) -> io::Result<()>;
 
     /// Sends a notification: `code` is one of `enum fuse_notify_code`, `parts` are joined. Blocks while the kernel takes it.

@@ -149,15 +149,16 @@ impl InodeTable {
             }
         }
         let few_are_left = table.forgotten >= TRIM_LAST && table.len() < TRIM_LAST;
-        table.forgotten >= TRIM_AFTER || few_are_left
+        let much = table.forgotten >= TRIM_AFTER || few_are_left;
+        if much {
+            table.forgotten = 0;
+        }
+        much
     }
 
     /// Gives memory that forgotten inodes took back to the system.
     pub(super) fn give_back_memory(&self) {
-        let mut table = self.write();
-        table.forgotten = 0;
-        table.shrink();
-        drop(table);
+        self.write().shrink();
         #[cfg(target_env = "gnu")]
         // SAFETY: has no preconditions; it is an ordinary call into the allocator.
         unsafe {
@@ -371,6 +372,36 @@ mod tests {
         // Who still has the old content finds nothing new in it.
         assert_eq!(table.look_up(&d, b"late", file(b"late")), Err(Stale));
         assert_eq!(table.look_up(&d, b"kept", file(b"kept")).unwrap(), kept);
+    }
+
+    /// A directory that was forgotten and looked up again, while a switch compared the trees, showed the old one for ever.
+    #[test]
+    fn a_directory_that_is_looked_up_again_meanwhile_is_stale() {
+        let table = table();
+        let old = look_up(&table, ROOT_ID, "d", directory(b"old"));
+        let change = |id| {
+            let name = b"d".to_vec();
+            let how = HowChanged::Followed(id);
+            let root = Change {
+                directory: ROOT_ID,
+                digest: Digest::of(b"new root"),
+                size: 1,
+                names: vec![ChangedName { name, how }],
+            };
+            let below = Change {
+                directory: id,
+                digest: Digest::of(b"new"),
+                size: 1,
+                names: vec![],
+            };
+            vec![root, below]
+        };
+        table.forget([(old.id, 1)]);
+        let again = look_up(&table, ROOT_ID, "d", directory(b"old"));
+        assert_ne!(old.id, again.id);
+        assert_eq!(table.change(change(old.id)), [(ROOT_ID, b"d".to_vec())]);
+        let new = look_up(&table, ROOT_ID, "d", directory(b"new"));
+        assert!(new.id != again.id && table.change(change(new.id)).is_empty());
     }
 
     #[test]

@@ -5,8 +5,8 @@ use super::Inode;
 /// Inodes of one segment. One that is left over keeps half a megabyte at the most.
 const LEN: usize = 4096;
 
-/// Inodes by node id. They lie in segments that are given back when the last of their inodes is forgotten, which one growing array
-/// could not do.
+/// Inodes by node id. They lie in segments that can be given back when the last of their inodes is forgotten, which one growing
+/// array could not be.
 ///
 /// The lower half of a node id is the slot, the upper half counts how often the slot was used, from 1 on: so an id is found without a
 /// search, and never used again.
@@ -96,16 +96,22 @@ impl Segments {
         // After four thousand million uses it begins again: what had that id was forgotten long ago.
         room.next[at] = room.next[at].checked_add(1).unwrap_or(1);
         room.free.extend(u16::try_from(at));
-        if room.free.len() == LEN {
-            let next_of_all = room.next.iter().copied().max().unwrap_or(1);
-            *room = Segment {
-                next_of_all,
-                ..Segment::default()
-            };
-        }
         self.with_room.insert(segment);
         self.len -= 1;
         Some(inode)
+    }
+
+    /// Gives segments back in which nothing is left.
+    pub(super) fn shrink(&mut self) {
+        for room in &mut self.all {
+            if room.free.len() == LEN {
+                let next_of_all = room.next.iter().copied().max().unwrap_or(1);
+                *room = Segment {
+                    next_of_all,
+                    ..Segment::default()
+                };
+            }
+        }
     }
 }
 

@@ -157,6 +157,7 @@ impl Table {
     }
 
     pub(super) fn shrink(&mut self) {
+        self.inodes.shrink();
         let (inodes, hasher) = (&self.inodes, &self.hasher);
         self.by_name
             .shrink_to_fit(|slot| hash_of_name(inodes, hasher, *slot));

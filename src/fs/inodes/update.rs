@@ -1,3 +1,5 @@
+use std::collections::BTreeSet;
+
 use super::{Content, Inode, InodeTable, InodeView, Table};
 use crate::model::Digest;
 
@@ -25,8 +27,8 @@ pub(in super::super) struct ChangedName {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in super::super) enum HowChanged {
-    /// A directory before and after, known to the kernel: there is a [`Change`] of it too.
-    Followed,
+    /// A directory before and after, known to the kernel by this node id: there is a [`Change`] of it too.
+    Followed(u64),
     /// A directory before and after, not known to the kernel when that was looked up.
     Unknown,
     /// It came, went, or is something else.
@@ -40,6 +42,15 @@ impl InodeTable {
         table.named(parent, name).map(Inode::view)
     }
 
+    /// The names in a directory that are known, in no order. Looks at all inodes.
+    pub(in super::super) fn children(&self, directory: u64) -> BTreeSet<Vec<u8>> {
+        let table = self.read();
+        let children = table.iter().filter(|inode| inode.parent == directory);
+        children
+            .map(|inode| inode.name.as_bytes().to_vec())
+            .collect()
+    }
+
     /// Gives directories another content, all at once. What the kernel has open stays: the inode of a name that was replaced lives
     /// until it is forgotten. Returns the names that the kernel must look up again, each with its directory.
     pub(in super::super) fn change(&self, changes: Vec<Change>) -> Vec<(u64, Vec<u8>)> {
@@ -48,10 +59,12 @@ impl InodeTable {
         for change in changes {
             table.set_directory(change.directory, change.digest, change.size);
             for ChangedName { name, how } in change.names {
+                let known = table.named(change.directory, &name).map(|inode| inode.id);
                 let is_stale = match how {
-                    HowChanged::Followed => false,
+                    // It may have been forgotten and looked up again since: then that is of the old content.
+                    HowChanged::Followed(id) => known.is_some_and(|known| known != id),
                     // It may have been looked up since.
-                    HowChanged::Unknown => table.named(change.directory, &name).is_some(),
+                    HowChanged::Unknown => known.is_some(),
                     HowChanged::Replaced => true,
                 };
                 if is_stale {
@@ -68,6 +81,7 @@ impl Table {
     fn set_directory(&mut self, id: u64, digest: Digest, size: u64) {
         if let Some(inode) = self.get_mut(id) {
             inode.content = Content::Directory { digest, size };
+            *inode.counted.get_mut() = false;
         }
     }
 }

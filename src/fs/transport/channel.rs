@@ -55,7 +55,8 @@ impl Channel {
                 max_transfer: MAX_TRANSFER,
                 interrupts: true,
                 notifications: true,
-                backing_files: true,
+                // Nothing hands one over yet.
+                backing_files: false,
             },
         }
     }

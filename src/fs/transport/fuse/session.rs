@@ -19,8 +19,12 @@ use crate::fs::{
 const READ_AHEAD_KIB: u32 = 256;
 /// A mount that was just made answers within this time, or never.
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
-/// The kernel ends the connection of a daemon that leaves a request unanswered for so many seconds; 0 for never.
-const REQUEST_TIMEOUT: &str = "/proc/sys/fs/fuse/max_request_timeout";
+/// The kernel ends the connection of a daemon that leaves a request unanswered for so many seconds, 0 for never: by default, and at the
+/// most.
+const REQUEST_TIMEOUTS: [&str; 2] = [
+    "/proc/sys/fs/fuse/default_request_timeout",
+    "/proc/sys/fs/fuse/max_request_timeout",
+];
 
 /// A mounted filesystem and the threads that serve it.
 pub struct Session {
@@ -152,9 +156,15 @@ impl Session {
 
 /// A tenth less than what the kernel grants.
 fn longest_wait() -> Option<Duration> {
-    let seconds = fs::read_to_string(REQUEST_TIMEOUT).ok()?;
-    let seconds: u64 = seconds.trim().parse().ok()?;
-    (seconds > 0).then(|| Duration::from_secs(seconds) * 9 / 10)
+    let limits = REQUEST_TIMEOUTS.iter().filter_map(|path| {
+        let seconds = fs::read_to_string(path).ok()?;
+        seconds
+            .trim()
+            .parse::<u64>()
+            .ok()
+            .filter(|limit| *limit > 0)
+    });
+    Some(Duration::from_secs(limits.min()?) * 9 / 10)
 }
 
 /// Only root may; otherwise the kernel reads 128 KiB ahead. `device` is as the mount table has it.
