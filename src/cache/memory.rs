@@ -7,7 +7,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use super::{Blob, clock::ClockCache};
 use crate::model::{Digest, Directory};
 
-/// What a cache needs for each value, in bytes: the key, its place, and what moka counts with.
+/// What a cache needs for each value beside it, in bytes: the key, its place, and its counters.
 const BOOKKEEPING: usize = 200;
 /// Bytes of one permit of the budget: a semaphore counts in `u32`.
 const PERMIT: u64 = 1 << 10;

@@ -72,7 +72,7 @@ impl Filesystem {
     /// The attributes of an inode; what it refers to is not fetched.
     ///
     /// # Errors
-    /// When the kernel was never told of the inode.
+    /// When the kernel has never looked the inode up, or has forgotten it.
     pub fn getattr(&self, id: u64) -> Result<Attr, FsError> {
         if id == ROOT_ID {
             let entries = self.root().entries();

@@ -7,7 +7,7 @@ use super::{
 };
 use crate::model::{Directory, Name, NameError, NodeRef, SizeRule, StorePath};
 
-/// An entry that the kernel is told of: one lookup, to be taken back by [`Filesystem::forget`].
+/// An entry for the kernel: one lookup, to be taken back by [`Filesystem::forget`].
 #[derive(Debug, Clone, Copy)]
 pub struct Entry {
     /// The node id.

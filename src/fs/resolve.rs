@@ -186,7 +186,7 @@ impl Filesystem {
         Ok(())
     }
 
-    /// Has those fetched that come after a directory which somebody waits for.
+    /// Has the directories fetched that come after one that a caller waits for.
     fn missed_directory(&self, inode: u64) {
         if inode != ROOT_ID
             && let Ok(name) = self.inodes.name(inode)

@@ -55,7 +55,7 @@ const HARMLESS: Signals = Signals::of(&[
 const REQUESTS_TO_END: Signals =
     Signals::of(&[libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT]);
 
-/// Whether `/proc` is of this process's PID namespace. In that of another one, the number of a caller is somebody else's.
+/// Whether `/proc` is of this process's PID namespace. In that of another one, the number of a caller is that of another process.
 pub(super) fn can_look() -> bool {
     std::fs::read("/proc/self/status").is_ok_and(|status| is_of_one_namespace(&status))
 }

@@ -45,7 +45,8 @@ impl Default for LookupCredit {
 }
 
 impl LookupCredit {
-    /// Whether an entry of a listing is given an inode. Two threads of one id race for the last few, which harms nobody.
+    /// Whether an entry of a listing is given an inode. Two transport threads that serve one caller may race for the last few: then it is
+    /// given one more.
     pub(super) fn take(&self, caller: u32) -> bool {
         let place = self.of(caller);
         if place.id.load(Ordering::Relaxed) != caller {
@@ -92,7 +93,7 @@ mod tests {
         credit.looked_up(7, Kind::Directory);
         assert!(!credit.take(7));
         credit.looked_up(8, Kind::File);
-        assert!(!credit.take(7), "somebody else's");
+        assert!(!credit.take(7), "another caller's");
         credit.looked_up(7, Kind::File);
         assert!((0..ONCE_SHOWN).all(|_| credit.take(7)));
         assert!(!credit.take(7));

@@ -3,7 +3,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use super::short_name::ShortName;
 use crate::model::{Digest, NodeRef};
 
-/// What the kernel was told of under one name.
+/// What the kernel knows under one name.
 #[derive(Debug)]
 pub(super) struct Inode {
     pub(super) id: u64,

@@ -1,4 +1,4 @@
-//! What the kernel was told of and has not forgotten: node ids, and what each stands for.
+//! The inodes that the kernel knows: node ids, and what each stands for.
 //!
 //! - [`InodeTable`]: finding, adding and forgetting inodes; `table` is what its lock protects
 //! - [`InodeView`]: a copy of what an operation needs of an inode
