@@ -47,7 +47,7 @@ pub struct Cache {
     pub(super) manifests: Flights<Digest, Option<Manifest>>,
     pub(super) names: NameFlights,
     pub(super) trust_streams: bool,
-    /// Closures on their way, by their root. The lock is held for a map operation only.
+    /// Closures on their way, by their root. The lock is held for a map operation only; a flight's own lock may be taken under it.
     pub(super) closures: Mutex<HashMap<Digest, Arc<ClosureFlight>>>,
     /// Closures that are not taken as a whole. The lock is held for a set operation only.
     pub(super) huge: Mutex<HashSet<Digest>>,

@@ -157,8 +157,11 @@ impl Cache {
 
     fn start_closure(self: &Arc<Self>, root: Digest) -> User {
         let mut closures = self.closures();
-        if let Some(flight) = closures.get(&root) {
-            return User::of(flight);
+        // One that has ended is taken off the table a moment later, and brings nothing any more.
+        if let Some(flight) = closures.get(&root)
+            && let Some(user) = User::of_running(flight)
+        {
+            return user;
         }
         let flight = Arc::new(ClosureFlight::default());
         let user = User::of(&flight);
@@ -357,6 +360,17 @@ impl User {
         flight.state().users += 1;
         Self(Arc::clone(flight))
     }
+
+    /// `None` when the flight has ended.
+    fn of_running(flight: &Arc<ClosureFlight>) -> Option<Self> {
+        let mut state = flight.state();
+        if state.ended.is_some() {
+            return None;
+        }
+        state.users += 1;
+        drop(state);
+        Some(Self(Arc::clone(flight)))
+    }
 }
 
 impl Drop for User {
@@ -378,7 +392,13 @@ struct Landing {
 
 impl Drop for Landing {
     fn drop(&mut self) {
-        self.cache.closures().remove(&self.root);
+        {
+            let mut closures = self.cache.closures();
+            let current = closures.get(&self.root);
+            if current.is_some_and(|current| Arc::ptr_eq(current, &self.flight)) {
+                closures.remove(&self.root);
+            }
+        }
         if self.flight.state().ended.is_none() {
             self.flight.end(Err(CacheError::Aborted));
         }
