@@ -1,27 +1,21 @@
 use std::{
     collections::{HashMap, HashSet},
-    sync::{Arc, LazyLock, Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use bytes::Bytes;
 use futures::StreamExt;
-use rusqlite::Connection;
 use tokio::sync::{Notify, oneshot};
 
-use super::{Cache, CacheError, Counter, index, store::Command};
+use super::{Cache, CacheError, Counter, store::Command};
 use crate::{
     model::{Digest, Directory, SizeRule},
     remote::Urgency,
 };
 
-/// Every store has it.
-static EMPTY: LazyLock<Arc<Directory>> = LazyLock::new(Arc::default);
 /// A closure with more entries than this is not asked for as a whole, where its parts can be had: what nobody looks at may be
 /// most of it.
 const HUGE: u64 = 200_000;
-/// A directory whose encoding has at most so many bytes is read from the index by the thread that answers the reader: hashing and
-/// reading it takes some 20 µs.
-const SHORT: u64 = 16 << 10;
 /// Encoded directories that are written to the index at once, in bytes.
 const BATCH: usize = 1 << 20;
 
@@ -284,47 +278,6 @@ impl Cache {
         let _ = written.await;
     }
 
-    /// A directory that is in memory, or a short one of the index: a row is read sooner than another thread is woken.
-    #[must_use]
-    pub fn directory_at_hand(&self, digest: Digest) -> Option<Arc<Directory>> {
-        if let Some(directory) = self.directory_in_memory(digest) {
-            return Some(directory);
-        }
-        let directory = self
-            .store
-            .index
-            .read(|connection| indexed_directory(connection, digest, SHORT))
-            .ok()
-            .flatten()?;
-        self.memory.keep_directory(digest, &directory);
-        Some(directory)
-    }
-
-    #[must_use]
-    pub fn directory_in_memory(&self, digest: Digest) -> Option<Arc<Directory>> {
-        if digest == Digest::empty() {
-            return Some(Arc::clone(&EMPTY));
-        }
-        self.memory.directory(digest)
-    }
-
-    /// From memory or from the index.
-    async fn local_directory(
-        self: &Arc<Self>,
-        digest: Digest,
-    ) -> Result<Option<Arc<Directory>>, CacheError> {
-        if let Some(directory) = self.directory_in_memory(digest) {
-            return Ok(Some(directory));
-        }
-        let found = self
-            .query(move |connection| indexed_directory(connection, digest, u64::MAX))
-            .await?;
-        if let Some(directory) = &found {
-            self.memory.keep_directory(digest, directory);
-        }
-        Ok(found)
-    }
-
     /// Whether a closure was found to be one that is not taken as a whole.
     fn is_huge(&self, root: Digest) -> bool {
         self.huge().contains(&root)
@@ -337,19 +290,6 @@ impl Cache {
     fn closures(&self) -> std::sync::MutexGuard<'_, HashMap<Digest, Arc<ClosureFlight>>> {
         self.closures.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// A directory of the index, if its encoding has at most `longest` bytes. One that is damaged is fetched again.
-fn indexed_directory(
-    connection: &Connection,
-    digest: Digest,
-    longest: u64,
-) -> rusqlite::Result<Option<Arc<Directory>>> {
-    let encoded = index::directory(connection, digest, longest)?;
-    Ok(encoded
-        .filter(|encoded| Digest::of(encoded) == digest)
-        .and_then(|encoded| Directory::decode(encoded).ok())
-        .map(Arc::new))
 }
 
 /// Somebody who uses a flight.

@@ -12,6 +12,7 @@
 //! - `readers`: how many wait
 //! - `throttle`: no more bytes a second than may be
 //! - `flights`: one task per missing object, whatever the number of its waiters
+//! - `local_directory`: directories in memory and in the index
 //! - `fetch`, `closure`: bringing and verifying what is missing; `elsewhere`: chunks that are not where a manifest says
 //! - `complete`: what is here of a tree, and bringing the rest
 //! - `names`: what changes, and is remembered
@@ -36,6 +37,7 @@ mod fetch;
 mod flights;
 mod guard;
 mod index;
+mod local_directory;
 mod memory;
 mod names;
 mod open_files;
