@@ -101,6 +101,11 @@ impl Handles {
         handle
     }
 
+    /// Closes all.
+    pub(super) fn clear(&self) {
+        self.open().clear();
+    }
+
     fn open(&self) -> std::sync::MutexGuard<'_, HashMap<u64, Roots>> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }

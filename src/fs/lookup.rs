@@ -97,6 +97,13 @@ impl Filesystem {
         self.inodes.forget(forgotten)
     }
 
+    /// Forgets all inodes and handles: whoever knew them is gone.
+    pub(super) fn forget_all(&self) {
+        self.inodes.clear();
+        self.handles.clear();
+        self.inodes.give_back_memory();
+    }
+
     /// Gives memory of forgotten inodes back to the system. Takes milliseconds.
     pub fn give_back_memory(&self) {
         self.inodes.give_back_memory();

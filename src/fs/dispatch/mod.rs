@@ -177,6 +177,12 @@ impl Dispatcher {
         counts.map(|(number, name)| (name, self.requests.of(number)))
     }
 
+    /// Forgets all that the other side knows. What waits is answered with EIO.
+    pub fn reset(&self) {
+        drop(self.pending.take_all());
+        self.fs.forget_all();
+    }
+
     /// Takes a message. A panic is caught here: the request gets EIO, and the thread lives on.
     pub fn handle(self: &Arc<Self>, message: &Message<'_>, scratch: &mut Scratch) {
         let &Message {
@@ -214,7 +220,13 @@ impl Dispatcher {
                     self.pending.interrupt(unique);
                 }
             }
-            Opcode::Init => self.init(request, self.reply(slot, request)),
+            Opcode::Init => {
+                // A guest that begins anew does not say that it has ended.
+                if *self.agreement.borrow() == Agreement::Reached {
+                    self.reset();
+                }
+                self.init(request, self.reply(slot, request));
+            }
             Opcode::Destroy => {
                 // Nothing waits any more where the kernel asks; whatever else asks gets an answer for each.
                 drop(self.pending.take_all());

@@ -60,6 +60,15 @@ pub(super) enum Handling {
     Ignored,
 }
 
+/// Whether the kernel waits for an answer.
+pub(super) const fn has_answer(opcode: u32) -> bool {
+    match handling(opcode) {
+        Handling::Run(Opcode::Forget | Opcode::BatchForget | Opcode::Interrupt)
+        | Handling::Ignored => false,
+        Handling::Run(_) | Handling::Refused(_) => true,
+    }
+}
+
 /// Bytes of the structure that an operation has before its payload; of one that is refused, nothing is read.
 pub(super) const fn arguments_len(opcode: u32) -> usize {
     match handling(opcode) {

@@ -51,6 +51,12 @@ impl<'a> Message<'a> {
             payload,
         })
     }
+
+    /// Whether the sender waits for an answer.
+    #[must_use]
+    pub const fn has_answer(&self) -> bool {
+        opcode::has_answer(self.header.opcode)
+    }
 }
 
 /// What a transport can do.

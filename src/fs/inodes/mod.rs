@@ -245,6 +245,13 @@ impl InodeTable {
         much
     }
 
+    /// Forgets all inodes but the root.
+    pub(super) fn clear(&self) {
+        let forgotten = self.write().clear();
+        // Freed without the lock.
+        drop(forgotten);
+    }
+
     /// Gives memory that forgotten inodes took back to the system.
     pub(super) fn give_back_memory(&self) {
         self.write().shrink();

@@ -248,6 +248,12 @@ impl Table {
         }
     }
 
+    /// Forgets all but the root. Ids that were given are given again, to whoever comes next.
+    pub(super) fn clear(&mut self) -> impl Sized + use<> {
+        let inodes = std::mem::take(&mut self.inodes);
+        (inodes, std::mem::take(&mut self.by_name))
+    }
+
     pub(super) fn shrink(&mut self) {
         self.inodes.shrink();
         let (inodes, hasher) = (&self.inodes, &self.hasher);
