@@ -13,6 +13,10 @@ mod support;
 
 mod document;
 mod files;
+mod limits;
+mod locks;
+mod pages;
+mod sources;
 mod switch;
 
 use std::fs;
