@@ -24,7 +24,7 @@ use std::{
     },
 };
 
-use castore::fs::dispatch::{Answer, Capabilities, Scratch, Transport};
+use castore::fs::dispatch::{Answer, Capabilities, Message, Scratch, Transport};
 use peer::{GETATTR, LOOKUP, Peer, READ, READDIR, READDIRPLUS, named, range};
 
 /// Counts the allocations of each thread.
@@ -128,7 +128,8 @@ fn known_things_are_answered_without_an_allocation_or_an_exclusive_lock() {
     for (name, message) in messages {
         // What is set up once: a thread's part of the index's connections, say.
         for _ in 0..200 {
-            peer.dispatcher.handle(1, &message, &mut scratch);
+            peer.dispatcher
+                .handle(&Message::whole(1, &message).unwrap(), &mut scratch);
         }
         let before = (
             ALLOCATIONS.get(),
@@ -136,7 +137,8 @@ fn known_things_are_answered_without_an_allocation_or_an_exclusive_lock() {
             answered.load(Ordering::SeqCst),
         );
         for _ in 0..TIMES {
-            peer.dispatcher.handle(1, &message, &mut scratch);
+            peer.dispatcher
+                .handle(&Message::whole(1, &message).unwrap(), &mut scratch);
         }
         let locks = peer.fs.exclusive_locks() - before.1;
         let answers = answered.load(Ordering::SeqCst) - before.2;

@@ -8,15 +8,19 @@ use std::{
 
 use super::{
     Entry, Filesystem, FsError, Held, Kind, Miss, Outcome,
-    inodes::InodeView,
+    inodes::{InodeView, ListedInode},
+    position::{Layout, Position},
     root::{ROOT_ID, Root, Roots},
 };
 use crate::model::{Directory, NodeRef};
 
-/// A directory as it is listed. Offsets are positions: 0 is before `.`, 2 before the first entry.
+/// A directory as it is listed, from an offset on.
 #[derive(Debug, Clone)]
 pub struct Listing {
     inode: InodeView,
+    /// Where it begins.
+    position: Position,
+    layout: Layout,
     /// `st_ino` of the directory above.
     parent_number: u64,
     entries: Entries,
@@ -35,15 +39,22 @@ pub struct Listed<'a> {
     /// `None` for `.` and `..`.
     node: Option<NodeRef<'a>>,
     pub kind: Kind,
-    /// The offset of the next line.
+    /// The offset behind it.
     pub next: u64,
 }
 
 impl Listing {
-    /// The line at an offset, `None` at the end.
-    #[must_use]
-    pub fn at(&self, offset: u64) -> Option<Listed<'_>> {
-        let index = usize::try_from(offset).ok()?;
+    /// The lines from the offset on.
+    pub fn lines(&self) -> impl Iterator<Item = Listed<'_>> {
+        (self.position.index..).map_while(|index| self.at(index))
+    }
+
+    fn at(&self, index: u64) -> Option<Listed<'_>> {
+        let next = Position {
+            index: index + 1,
+            ..self.position
+        };
+        let index = usize::try_from(index).ok()?;
         let (name, node) = match index {
             0 => (&b"."[..], None),
             1 => (&b".."[..], None),
@@ -62,7 +73,7 @@ impl Listing {
             name,
             node,
             kind: node.map_or(Kind::Directory, Kind::of),
-            next: offset + 1,
+            next: self.layout.offset(next),
         })
     }
 }
@@ -119,42 +130,36 @@ impl Filesystem {
         self.handles.open().remove(&handle);
     }
 
-    /// A directory's lines.
-    pub fn listing(&self, id: u64, handle: u64, held: &Held) -> Outcome<Listing> {
-        if id == ROOT_ID {
-            if !self.options.list_root {
-                return Outcome::Ready(Err(FsError::ListingOff));
-            }
-            let entries = match &*self.root() {
-                Root::Directory { .. } => None,
-                Root::Single { name, node } => Some([(name.clone(), node.clone())].into()),
-                Root::Names | Root::StorePaths => match self.handles.open().get(&handle) {
-                    Some(roots) => Some(Arc::clone(roots)),
-                    None => return Outcome::Ready(Err(FsError::Malformed)),
-                },
-            };
-            if let Some(roots) = entries {
-                let inode = self.root_view();
-                return Outcome::Ready(Ok(Listing {
-                    inode,
-                    parent_number: inode.number,
-                    entries: Entries::Roots(roots),
-                }));
-            }
+    /// A directory's lines from an offset on: 0, or that of a line of the same listing.
+    pub fn listing(&self, id: u64, handle: u64, offset: u64, held: &Held) -> Outcome<Listing> {
+        if id == ROOT_ID && !self.options.list_root {
+            return Outcome::Ready(Err(FsError::ListingOff));
         }
-        let inode = match self.inodes.get(id) {
-            Ok(inode) => inode,
+        let ListedInode { inode, position } = match self.inodes.listed(id, offset) {
+            Ok(listed) => listed,
             Err(error) => return Outcome::Ready(Err(error)),
         };
-        let parent_number = match inode.parent {
-            ROOT_ID => self.root_view().number,
-            parent => self.inodes.get(parent).unwrap_or(inode).number,
-        };
-        self.directory(&inode, held).map(|directory| Listing {
+        let listing = |entries| Listing {
             inode,
-            parent_number,
-            entries: Entries::Directory(directory),
-        })
+            position,
+            layout: self.inodes.positions(),
+            parent_number: match inode.parent {
+                ROOT_ID => self.root_view().number,
+                parent => self.inodes.get(parent).unwrap_or(inode).number,
+            },
+            entries,
+        };
+        if inode.node != InodeView::root_of_no_tree().node {
+            let directory = self.directory(&inode, held);
+            return directory.map(|directory| listing(Entries::Directory(directory)));
+        }
+        let roots = match &*self.root() {
+            Root::Single { name, node } => Some([(name.clone(), node.clone())].into()),
+            Root::Names | Root::StorePaths => self.handles.open().get(&handle).map(Arc::clone),
+            Root::Directory { .. } => None,
+        };
+        let listed = roots.map(|roots| listing(Entries::Roots(roots)));
+        Outcome::Ready(listed.ok_or(FsError::Malformed))
     }
 
     /// `d_ino` of a line: the `st_ino` of its entry.

@@ -2,10 +2,10 @@ use std::{sync::Arc, time::Duration};
 
 use super::{
     Attr, Filesystem, FsError, Held, Miss, Outcome,
-    inodes::{InodeNode, InodeView, Stale},
+    inodes::{InodeNode, InodeView, Search, Stale},
     root::{ROOT_ID, Root},
 };
-use crate::model::{Directory, Name, NameError, NodeRef, SizeRule, StorePath};
+use crate::model::{Directory, Name, NameError, SizeRule, StorePath};
 
 /// An entry for the kernel: one lookup, to be taken back by [`Filesystem::forget`].
 #[derive(Debug, Clone, Copy)]
@@ -28,13 +28,9 @@ impl Filesystem {
             Err(_) => return Outcome::Ready(Ok(None)),
         }
         loop {
-            let outcome = if parent == ROOT_ID {
-                self.lookup_in_root(name, held)
-            } else {
-                self.inodes.get(parent).map_or_else(
-                    |error| Outcome::Ready(Err(error)),
-                    |parent| self.lookup_in(&parent, name, held),
-                )
+            let outcome = match parent {
+                ROOT_ID => self.lookup_in_root(name, held),
+                parent => self.lookup_in(parent, name, held),
             };
             match outcome {
                 // The directory was given another content just now.
@@ -47,40 +43,51 @@ impl Filesystem {
     }
 
     fn lookup_in_root(&self, name: &[u8], held: &Held) -> Outcome<Result<Option<Entry>, Stale>> {
-        let root = self.root_view();
-        let of_node = |node: NodeRef<'_>| {
-            let entry = self.inodes.look_up(&root, name, node);
-            Outcome::Ready(Ok(entry.map(|inode| Some(self.entry(&inode, ROOT_ID)))))
-        };
-        match &*self.root() {
-            Root::Directory { .. } => self.lookup_in(&root, name, held),
-            Root::Single { name: only, node } if only.as_bytes() == name => {
-                of_node(node.borrowed())
-            }
-            Root::Single { .. } => Outcome::Ready(Ok(Ok(None))),
-            root @ (Root::Names | Root::StorePaths) => match held.root(name) {
-                Some(Some(node)) => of_node(node.borrowed()),
-                Some(None) => Outcome::Ready(Ok(Ok(None))),
-                None => match root_miss(root, name) {
-                    Some(miss) => Outcome::Miss(miss),
-                    None => Outcome::Ready(Ok(Ok(None))),
+        let root = self.root();
+        if let Root::Directory { .. } = *root {
+            return self.lookup_in(ROOT_ID, name, held);
+        }
+        let node = match &*root {
+            Root::Single { name: only, node } if only.as_bytes() == name => Some(node),
+            Root::Directory { .. } | Root::Single { .. } => None,
+            Root::Names | Root::StorePaths => match held.root(name) {
+                Some(node) => node.as_ref(),
+                None => match root_miss(&root, name) {
+                    Some(miss) => return Outcome::Miss(miss),
+                    None => None,
                 },
             },
-        }
+        };
+        let entry = node.map(|node| {
+            self.inodes
+                .look_up(&self.root_view(), name, node.borrowed())
+        });
+        let entry = entry.transpose();
+        Outcome::Ready(Ok(
+            entry.map(|inode| inode.map(|inode| self.entry(&inode, ROOT_ID)))
+        ))
     }
 
+    /// In a directory of a tree.
     fn lookup_in(
         &self,
-        parent: &InodeView,
+        parent: u64,
         name: &[u8],
         held: &Held,
     ) -> Outcome<Result<Option<Entry>, Stale>> {
-        self.directory(parent, held).map(|directory| {
+        let place = match self.inodes.find(parent, name) {
+            Ok(Search::Known(inode)) => {
+                return Outcome::Ready(Ok(Ok(Some(self.entry(&inode, parent)))));
+            }
+            Ok(Search::Absent(place)) => place,
+            Err(error) => return Outcome::Ready(Err(error)),
+        };
+        self.directory(&place.parent, held).map(|directory| {
             let Some(node) = directory.get(name) else {
                 return Ok(None);
             };
-            let inode = self.inodes.look_up(parent, name, node)?;
-            Ok(Some(self.entry(&inode, parent.id)))
+            let inode = self.inodes.insert(&place, name, node)?;
+            Ok(Some(self.entry(&inode, parent)))
         })
     }
 

@@ -5,6 +5,7 @@
 //! - `root`: what the mount's root shows; `switch` has it show another tree
 //! - `inodes`: node ids, and forgetting them; `inode_number`: `st_ino`
 //! - `attr`: what `stat` sees
+//! - `position`: offsets of listings
 //! - `lookup`, `listing`, `read`, `xattr`: operations by theme
 //! - `resolve`: fetching what an operation missed
 //! - `error`: the one place where an error becomes an errno
@@ -19,6 +20,7 @@ mod inode_number;
 mod inodes;
 mod listing;
 mod lookup;
+mod position;
 mod read;
 mod recent_errors;
 mod resolve;
@@ -50,7 +52,7 @@ pub use xattr::{CACHED, CHUNKS};
 
 use self::{
     inode_number::Width,
-    inodes::{InodeNode, InodeTable, InodeView},
+    inodes::{InodeTable, InodeView},
     listing::Handles,
     recent_errors::RecentErrors,
     root::ROOT_ID,
@@ -131,14 +133,13 @@ impl Filesystem {
     /// Must be called within a tokio runtime: prefetching starts tasks in it.
     #[must_use]
     pub fn new(cache: Arc<Cache>, root: Root, options: Options) -> Self {
-        let inodes = InodeTable::new(match options.inode32 {
+        let width = match options.inode32 {
             true => Width::Folded,
             false => Width::Full,
-        });
-        inodes.set_root(root.directory());
+        };
         Self {
             prefetch: Prefetch::new(Arc::clone(&cache), options.prefetch.clone()),
-            inodes,
+            inodes: InodeTable::new(width, root.directory()),
             cache,
             options,
             changes: root.changes(),
@@ -221,16 +222,9 @@ impl Filesystem {
 
     /// The root as a directory in which entries are looked up, also where it is none of a tree.
     fn root_view(&self) -> InodeView {
-        self.inodes.get(ROOT_ID).unwrap_or(InodeView {
-            id: ROOT_ID,
-            parent: ROOT_ID,
-            number: inode_number::ROOT,
-            node: InodeNode::Directory {
-                digest: Digest::empty(),
-                size: 0,
-            },
-            is_counted: true,
-        })
+        self.inodes
+            .get(ROOT_ID)
+            .unwrap_or_else(|_| InodeView::root_of_no_tree())
     }
 
     /// Counts a directory's files for `statfs`, where equal directories count once.

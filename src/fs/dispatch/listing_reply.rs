@@ -2,7 +2,7 @@ use zerocopy::IntoBytes;
 
 use super::{
     Dispatcher, Request, Scratch, TakeReply,
-    wire::{Dirent, EntryOut, ReadIn},
+    wire::{Dirent, EntryOut, InHeader, ReadIn},
 };
 use crate::fs::Listing;
 
@@ -15,18 +15,20 @@ impl Dispatcher {
         args: &ReadIn,
         plus: bool,
         scratch: &mut Scratch,
-        take: TakeReply<'_>,
+        take: TakeReply<'_, '_>,
     ) {
         let Some(reply) = take() else { return };
         let capacity = args.size.min(self.transport.capabilities().max_transfer) as usize;
         let Scratch {
             listing: out,
             looked_up,
+            ..
         } = scratch;
         out.clear();
         looked_up.clear();
-        let mut offset = args.offset;
-        while let Some(listed) = listing.at(offset) {
+        let InHeader { pid, node, .. } = request.header;
+        let mut grant = plus.then(|| self.credit.of(pid, node));
+        for listed in listing.lines() {
             let entry_len = if plus { size_of::<EntryOut>() } else { 0 };
             let len = (size_of::<Dirent>() + listed.name.len()).next_multiple_of(8);
             // What does not fit is not looked up, so the kernel never has to forget it.
@@ -34,9 +36,9 @@ impl Dispatcher {
                 break;
             }
             let mut number = None;
-            if plus {
+            if let Some(grant) = &mut grant {
                 // An entry without an inode has the node id 0, and counts as no lookup.
-                let given = listed.is_entry() && self.credit.take(request.header.pid);
+                let given = listed.is_entry() && grant.take(listed.kind);
                 let entry = given
                     .then(|| self.fs.look_up_listed(listing, &listed))
                     .flatten();
@@ -57,10 +59,13 @@ impl Dispatcher {
             out.extend_from_slice(dirent.as_bytes());
             out.extend_from_slice(listed.name);
             out.resize(end, 0);
-            offset = listed.next;
+        }
+        if let Some(grant) = grant {
+            self.credit.spent(pid, &grant);
         }
         if !reply.bytes(&[out]) {
             self.take_back(looked_up.drain(..));
         }
+        looked_up.clear();
     }
 }

@@ -1,82 +1,133 @@
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::{
+    sync::atomic::{AtomicU32, AtomicU64, Ordering},
+    time::{Duration, Instant},
+};
 
 use crate::fs::Kind;
 
-/// Callers that are told apart. Those that share a place only start anew.
-const CALLERS: usize = 64;
+/// Callers that are told apart.
+const CALLERS: usize = 1024;
 /// Entries that a caller is given an inode of before it has shown that it looks at what it lists: a program that lists only
 /// leaves no more inodes in the kernel, and one that looks after it has listed (`du`, up to 100,000 entries at once) finds nearly all
 /// of a usual directory there.
 const AT_FIRST: u32 = 49_152;
 /// And once it has.
 const ONCE_SHOWN: u32 = 262_144;
+/// A caller that has listed nothing for so long is another process by now, or does something else.
+const REMEMBERED_FOR: Duration = Duration::from_secs(2);
 
 /// Whose listings come with inodes.
 ///
 /// READDIRPLUS can give each entry its inode, which spares a LOOKUP of whoever looks at it next (`ls -l`, `du`) and costs the
 /// kernel a kilobyte that is never used where nobody does (`ls -f`, `find -name`). What a caller does with an inode it was given does not come
 /// here, what it does without one does: it is looked up. So a caller is given inodes until its credit is used up, and again
-/// when it has looked up a file after that.
+/// when it has looked something up in the directory that it listed last: a file, or a directory, which whoever goes down a tree looks up
+/// without looking at the files.
 #[derive(Debug)]
 pub(super) struct LookupCredit {
-    callers: [Caller; CALLERS],
-    /// Callers whose credit is used up, or were: looked at by each lookup, so kept apart from what changes often.
+    callers: Box<[Caller]>,
+    /// How often a credit was used up. As long as it is 0, lookups need not look further.
     exhausted: AtomicU32,
+    start: Instant,
 }
 
-#[derive(Debug)]
+/// Two threads of the transport that serve one caller may race for the last few: then it is given some more.
+#[derive(Debug, Default)]
 struct Caller {
-    /// Thread id.
+    /// Thread id, 0 where there is none yet.
     id: AtomicU32,
-    /// Entries that it will still be given an inode of.
-    left: AtomicU32,
+    files: AtomicU32,
+    directories: AtomicU32,
+    /// Node id of the directory that it listed last.
+    directory: AtomicU64,
+    /// When, in milliseconds since the start.
+    listed: AtomicU64,
+}
+
+/// Of how many more entries a caller is given inodes: what is taken is given back by [`LookupCredit::spent`].
+#[derive(Debug)]
+pub(super) struct Grant {
+    files: u32,
+    directories: u32,
 }
 
 impl Default for LookupCredit {
     fn default() -> Self {
         Self {
-            callers: std::array::from_fn(|_| Caller {
-                id: AtomicU32::new(u32::MAX),
-                left: AtomicU32::new(AT_FIRST),
-            }),
+            callers: std::iter::repeat_with(Caller::default)
+                .take(CALLERS)
+                .collect(),
             exhausted: AtomicU32::new(0),
+            start: Instant::now(),
         }
     }
 }
 
+impl Grant {
+    /// Whether an entry of a listing is given an inode.
+    pub(super) fn take(&mut self, kind: Kind) -> bool {
+        let left = match kind {
+            Kind::Directory => &mut self.directories,
+            Kind::File | Kind::Symlink => &mut self.files,
+        };
+        let taken = left.checked_sub(1);
+        *left = taken.unwrap_or(0);
+        taken.is_some()
+    }
+}
+
 impl LookupCredit {
-    /// Whether an entry of a listing is given an inode. Two transport threads that serve one caller may race for the last few: then it is
-    /// given one more.
-    pub(super) fn take(&self, caller: u32) -> bool {
-        let place = self.of(caller);
-        if place.id.load(Ordering::Relaxed) != caller {
-            place.id.store(caller, Ordering::Relaxed);
-            place.left.store(AT_FIRST, Ordering::Relaxed);
+    /// A caller goes on listing a directory.
+    pub(super) fn of(&self, caller: u32, directory: u64) -> Grant {
+        let place = self.place(caller);
+        let now = u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let listed = place.listed.swap(now, Ordering::Relaxed);
+        let is_old = u128::from(now.saturating_sub(listed)) > REMEMBERED_FOR.as_millis();
+        // Who comes to the place of another that is listing goes on with its credit: both would be given a new one in turn otherwise.
+        let before = place.id.swap(caller, Ordering::Relaxed);
+        if before == 0 || (before != caller && is_old) {
+            place.files.store(AT_FIRST, Ordering::Relaxed);
+            place.directories.store(AT_FIRST, Ordering::Relaxed);
         }
-        let left = place.left.load(Ordering::Relaxed);
-        if left == 0 {
-            return false;
+        place.directory.store(directory, Ordering::Relaxed);
+        Grant {
+            files: place.files.load(Ordering::Relaxed),
+            directories: place.directories.load(Ordering::Relaxed),
         }
-        place.left.store(left - 1, Ordering::Relaxed);
-        if left == 1 {
+    }
+
+    /// What is left of a grant.
+    pub(super) fn spent(&self, caller: u32, left: &Grant) {
+        let place = self.place(caller);
+        let files = place.files.swap(left.files, Ordering::Relaxed);
+        let used_up = |before: u32, left: u32| before > 0 && left == 0;
+        let directories = place.directories.swap(left.directories, Ordering::Relaxed);
+        if used_up(files, left.files) || used_up(directories, left.directories) {
             self.exhausted.fetch_add(1, Ordering::Relaxed);
         }
-        true
     }
 
-    /// A caller has looked something up.
-    pub(super) fn looked_up(&self, caller: u32, kind: Kind) {
-        // Directories are looked up by whoever goes down a tree, without looking at files.
-        if self.exhausted.load(Ordering::Relaxed) == 0 || kind == Kind::Directory {
+    /// A caller has looked something up in a directory.
+    pub(super) fn looked_up(&self, caller: u32, directory: u64, kind: Kind) {
+        if self.exhausted.load(Ordering::Relaxed) == 0 {
             return;
         }
-        let place = self.of(caller);
-        if place.id.load(Ordering::Relaxed) == caller && place.left.load(Ordering::Relaxed) == 0 {
-            place.left.store(ONCE_SHOWN, Ordering::Relaxed);
+        let place = self.place(caller);
+        if place.id.load(Ordering::Relaxed) != caller
+            || place.directory.load(Ordering::Relaxed) != directory
+        {
+            return;
+        }
+        let left = match kind {
+            Kind::Directory => &place.directories,
+            Kind::File | Kind::Symlink => &place.files,
+        };
+        if left.load(Ordering::Relaxed) == 0 {
+            left.store(ONCE_SHOWN, Ordering::Relaxed);
         }
     }
 
-    const fn of(&self, caller: u32) -> &Caller {
+    fn place(&self, caller: u32) -> &Caller {
         &self.callers[caller as usize % CALLERS]
     }
 }
@@ -85,19 +136,54 @@ impl LookupCredit {
 mod tests {
     use super::*;
 
+    const DIRECTORY: u64 = 5;
+
+    /// How many entries of `wanted` a caller is given inodes of.
+    fn list(credit: &LookupCredit, caller: u32, kind: Kind, wanted: u32) -> u32 {
+        let mut given = 0;
+        for _ in 0..wanted.div_ceil(100) {
+            let mut grant = credit.of(caller, DIRECTORY);
+            given += (0..100).map(|_| u32::from(grant.take(kind))).sum::<u32>();
+            credit.spent(caller, &grant);
+        }
+        given
+    }
+
     #[test]
     fn credit_is_used_up_and_renewed_by_looking() {
         let credit = LookupCredit::default();
-        let given = (0..100_000).filter(|_| credit.take(7)).count();
-        assert_eq!(given, AT_FIRST as usize);
-        credit.looked_up(7, Kind::Directory);
-        assert!(!credit.take(7));
-        credit.looked_up(8, Kind::File);
-        assert!(!credit.take(7), "another caller's");
-        credit.looked_up(7, Kind::File);
-        assert!((0..ONCE_SHOWN).all(|_| credit.take(7)));
-        assert!(!credit.take(7));
-        // A caller with the same place starts anew.
-        assert!(credit.take(7 + 64));
+        assert_eq!(list(&credit, 7, Kind::File, 100_000), AT_FIRST);
+        credit.looked_up(7, DIRECTORY, Kind::Directory);
+        credit.looked_up(8, DIRECTORY, Kind::File);
+        credit.looked_up(7, DIRECTORY + 1, Kind::File);
+        assert_eq!(
+            list(&credit, 7, Kind::File, 100),
+            0,
+            "another's, and elsewhere"
+        );
+        credit.looked_up(7, DIRECTORY, Kind::File);
+        assert_eq!(list(&credit, 7, Kind::File, 1_000_000), ONCE_SHOWN);
+    }
+
+    /// Going down a tree with `find -name` looks up each directory and no file.
+    #[test]
+    fn directories_have_a_credit_of_their_own() {
+        let credit = LookupCredit::default();
+        assert_eq!(list(&credit, 7, Kind::File, 100_000), AT_FIRST);
+        assert_eq!(list(&credit, 7, Kind::Directory, 100_000), AT_FIRST);
+        credit.looked_up(7, DIRECTORY, Kind::Directory);
+        assert_eq!(list(&credit, 7, Kind::File, 100), 0);
+        assert_eq!(list(&credit, 7, Kind::Directory, 1_000_000), ONCE_SHOWN);
+    }
+
+    /// Each began anew whenever the other had come between.
+    #[test]
+    fn callers_in_one_place_share_its_credit() {
+        let credit = LookupCredit::default();
+        let other = 7 + u32::try_from(CALLERS).unwrap();
+        let given: u32 = (0..1000)
+            .map(|_| list(&credit, 7, Kind::File, 100) + list(&credit, other, Kind::File, 100))
+            .sum();
+        assert_eq!(given, AT_FIRST);
     }
 }

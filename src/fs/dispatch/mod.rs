@@ -2,10 +2,11 @@
 //! transport's threads.
 //!
 //! - [`Dispatcher`]: takes messages, lets those wait that miss
-//! - [`Transport`], [`Capabilities`]: what it needs of the way to the kernel
+//! - [`Transport`], [`Message`], [`Capabilities`]: what it needs of the way to the kernel
 //! - `opcode`: what becomes of each operation of the protocol; `operations`: those that are answered, one function each
 //! - `listing_reply`: READDIR and READDIRPLUS; `lookup_credit`: whose listings come with inodes
 //! - `reply`: the one answer of a request; `waiting`: tasks of requests that miss; `pending`: their table, and interrupting them
+//! - `requests`: how many there were
 //! - `callers`: which signal ends a caller's wait
 //! - `negotiation`: INIT; `notification`: having the kernel drop what it keeps
 //! - `wire`: the layout of the messages
@@ -19,6 +20,7 @@ mod opcode;
 mod operations;
 mod pending;
 mod reply;
+mod requests;
 mod transport;
 mod waiting;
 mod wire;
@@ -28,7 +30,7 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc, LazyLock,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -44,11 +46,12 @@ use self::{
     opcode::{Handling, Opcode},
     pending::Pending,
     reply::Reply,
-    wire::{InHeader, InterruptIn, split},
+    requests::Requests,
+    wire::{InHeader, InterruptIn},
 };
 pub use self::{
     negotiation::IoMode,
-    transport::{Answer, Body, Capabilities, RequestId, Transport},
+    transport::{Answer, Body, Capabilities, Message, RequestId, Transport},
 };
 pub(in crate::fs) use self::{
     negotiation::MAX_TRANSFER, notification::invalidate_wrong_blobs, wire::OutHeader,
@@ -85,32 +88,46 @@ pub struct Dispatcher {
     /// Places for fetches for which nobody waits any more.
     abandoned: Semaphore,
     credit: LookupCredit,
-    /// Requests since the start, by the number of their operation.
-    requests: [AtomicU64; opcode::NUMBERS],
+    requests: Requests,
     agreement: watch::Sender<Agreement>,
     /// Looks at interrupted callers.
     watcher: AbortHandle,
 }
 
-/// A message from the kernel.
+/// What an operation is run with: see [`Message`].
 #[derive(Clone, Copy)]
 struct Request<'a> {
     header: InHeader,
-    body: &'a [u8],
+    arguments: &'a [u8],
+    payload: &'a [u8],
 }
 
 /// Memory that a thread uses again for each answer.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Scratch {
+    /// Threads are told apart by it.
+    number: usize,
     listing: Vec<u8>,
+    /// The lookups of the listing that is made, as pairs of a node id and a count.
     looked_up: Vec<(u64, u64)>,
+}
+
+impl Default for Scratch {
+    fn default() -> Self {
+        static NEXT: AtomicUsize = AtomicUsize::new(0);
+        Self {
+            number: NEXT.fetch_add(1, Ordering::Relaxed),
+            listing: Vec::new(),
+            looked_up: Vec::new(),
+        }
+    }
 }
 
 /// What a request holds that has missed nothing yet.
 static NOTHING: LazyLock<Held> = LazyLock::new(Held::default);
 
 /// Gives the reply of the request that is run, if it still waits; asked once, before anything is done that belongs to the answer.
-type TakeReply<'a> = &'a mut dyn FnMut() -> Option<Reply>;
+type TakeReply<'a, 't> = &'a mut dyn FnMut() -> Option<Reply<'t>>;
 
 impl fmt::Debug for Dispatcher {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -136,7 +153,7 @@ impl Dispatcher {
             pending,
             abandoned: Semaphore::new(waiting::MOST_ABANDONED),
             credit: LookupCredit::default(),
-            requests: std::array::from_fn(|_| AtomicU64::new(0)),
+            requests: Requests::default(),
             agreement: watch::channel(Agreement::Open).0,
             watcher,
         })
@@ -156,32 +173,33 @@ impl Dispatcher {
 
     /// How many requests there were of each operation that is answered, by its name in the protocol.
     pub fn requests(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
-        let count = |number: u32| {
-            let counter = self.requests.get(number as usize);
-            counter.map_or(0, |counter| counter.load(Ordering::Relaxed))
-        };
         let counts = opcode::NAMES.into_iter();
-        counts.map(move |(number, name)| (name, count(number)))
+        counts.map(|(number, name)| (name, self.requests.of(number)))
     }
 
-    /// Takes a message. `slot` is the transport's own and comes back with the answer. A panic is caught here: the request gets EIO,
-    /// and the thread lives on.
-    pub fn handle(self: &Arc<Self>, slot: u64, message: &[u8], scratch: &mut Scratch) {
-        let Some((header, body)) = split::<InHeader>(message) else {
-            tracing::warn!(bytes = message.len(), "a message that is too short");
-            return;
+    /// Takes a message. A panic is caught here: the request gets EIO, and the thread lives on.
+    pub fn handle(self: &Arc<Self>, message: &Message<'_>, scratch: &mut Scratch) {
+        let &Message {
+            slot,
+            header,
+            arguments,
+            payload,
+        } = message;
+        let request = Request {
+            header,
+            arguments,
+            payload,
         };
-        let request = Request { header, body };
         let handled = catch_unwind(AssertUnwindSafe(|| self.accept(slot, &request, scratch)));
         if handled.is_err() {
             request.log_panic();
+            // What a listing that was not sent has given away.
+            self.take_back(scratch.looked_up.drain(..));
         }
     }
 
     fn accept(self: &Arc<Self>, slot: u64, request: &Request<'_>, scratch: &mut Scratch) {
-        if let Some(counter) = self.requests.get(request.header.opcode as usize) {
-            counter.fetch_add(1, Ordering::Relaxed);
-        }
+        self.requests.count(request.header.opcode, scratch.number);
         let opcode = match opcode::handling(request.header.opcode) {
             Handling::Run(opcode) => opcode,
             Handling::Refused(errno) => return self.reply(slot, request).errno(errno),
@@ -192,7 +210,7 @@ impl Dispatcher {
             Opcode::Forget => self.forget(request),
             Opcode::BatchForget => self.forget_many(request),
             Opcode::Interrupt => {
-                if let Some((InterruptIn { unique }, _)) = split(request.body) {
+                if let Ok(InterruptIn { unique }) = request.arguments() {
                     self.pending.interrupt(unique);
                 }
             }
@@ -206,18 +224,18 @@ impl Dispatcher {
                 let mut reply = Some(self.reply(slot, request));
                 let miss = self.run(opcode, request, &NOTHING, scratch, &mut || reply.take());
                 if let (Some(miss), Some(reply)) = (miss, reply) {
-                    self.wait(opcode, request, reply, miss);
+                    self.wait(opcode, request, reply.kept(&self.transport), miss);
                 }
             }
         }
     }
 
-    fn reply(&self, slot: u64, request: &Request<'_>) -> Reply {
+    fn reply(&self, slot: u64, request: &Request<'_>) -> Reply<'_> {
         let id = RequestId {
             unique: request.header.unique,
             slot,
         };
-        Reply::new(Arc::clone(&self.transport), id)
+        Reply::new(&*self.transport, id)
     }
 }
 
@@ -228,6 +246,17 @@ impl Drop for Dispatcher {
 }
 
 impl Request<'_> {
+    /// The structure that the operation has.
+    fn arguments<T: zerocopy::FromBytes>(&self) -> Result<T, FsError> {
+        let (arguments, _) = T::read_from_prefix(self.arguments).map_err(|_| FsError::Malformed)?;
+        Ok(arguments)
+    }
+
+    /// The name in the payload.
+    fn name(&self) -> Result<&[u8], FsError> {
+        wire::name(self.payload).ok_or(FsError::Malformed)
+    }
+
     fn log_panic(&self) {
         let InHeader {
             opcode,
@@ -235,7 +264,7 @@ impl Request<'_> {
             node,
             ..
         } = self.header;
-        let len = self.body.len();
+        let len = self.arguments.len() + self.payload.len();
         tracing::error!(opcode, unique, node, len, "a request was ended by a panic");
     }
 }

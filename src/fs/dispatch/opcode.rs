@@ -1,5 +1,7 @@
 //! What becomes of each operation of the protocol, by its number in `include/uapi/linux/fuse.h` (7.45, Linux 6.18).
 
+use super::wire::{BatchForgetIn, ForgetIn, Getxattr, InterruptIn, OpenIn, ReadIn, ReleaseIn};
+
 /// An operation that is answered, or taken without an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Opcode {
@@ -56,6 +58,29 @@ pub(super) enum Handling {
     Refused(i32),
     /// There is nothing to be done and nothing to be answered.
     Ignored,
+}
+
+/// Bytes of the structure that an operation has before its payload; of one that is refused, nothing is read.
+pub(super) const fn arguments_len(opcode: u32) -> usize {
+    match handling(opcode) {
+        Handling::Run(opcode) => match opcode {
+            Opcode::Lookup
+            | Opcode::Readlink
+            | Opcode::Statfs
+            | Opcode::Destroy
+            | Opcode::Getattr => 0,
+            Opcode::Forget => size_of::<ForgetIn>(),
+            Opcode::Open | Opcode::Opendir => size_of::<OpenIn>(),
+            Opcode::Read | Opcode::Readdir | Opcode::Readdirplus => size_of::<ReadIn>(),
+            Opcode::Release | Opcode::Releasedir => size_of::<ReleaseIn>(),
+            Opcode::Getxattr | Opcode::Listxattr => size_of::<Getxattr>(),
+            Opcode::Interrupt => size_of::<InterruptIn>(),
+            Opcode::BatchForget => size_of::<BatchForgetIn>(),
+            // It has grown with each version.
+            Opcode::Init => usize::MAX,
+        },
+        Handling::Refused(_) | Handling::Ignored => 0,
+    }
 }
 
 /// An operation that is not known is answered with ENOSYS, as newer kernels expect.

@@ -9,7 +9,7 @@ use super::{
     reply::Unreadable,
     wire::{
         BatchForgetIn, EntryOut, FOPEN_CACHE_DIR, FOPEN_KEEP_CACHE, ForgetIn, ForgetOne,
-        GetattrOut, Getxattr, InitIn, InitOut, OpenIn, OpenOut, ReadIn, ReleaseIn, StatfsOut, name,
+        GetattrOut, Getxattr, InitIn, InitOut, OpenIn, OpenOut, ReadIn, ReleaseIn, StatfsOut,
         split,
     },
 };
@@ -43,11 +43,6 @@ fn ready<T>(outcome: Outcome<T>) -> Result<T, Failed> {
     }
 }
 
-/// The arguments at the start of a body.
-fn arguments<T: zerocopy::FromBytes>(body: &[u8]) -> Result<(T, &[u8]), FsError> {
-    split(body).ok_or(FsError::Malformed)
-}
-
 impl Dispatcher {
     /// Runs an operation and answers it, unless it misses: then nothing has been done, and it is run again with what was missed.
     pub(super) fn run(
@@ -56,7 +51,7 @@ impl Dispatcher {
         request: &Request<'_>,
         held: &Held,
         scratch: &mut Scratch,
-        take: TakeReply<'_>,
+        take: TakeReply<'_, '_>,
     ) -> Option<Miss> {
         let run = match opcode {
             Opcode::Lookup => self.lookup(request, held, take),
@@ -97,8 +92,8 @@ impl Dispatcher {
         }
     }
 
-    pub(super) fn init(&self, request: &Request<'_>, reply: Reply) {
-        let Some((kernel, rest)) = split::<InitIn>(request.body) else {
+    pub(super) fn init(&self, request: &Request<'_>, reply: Reply<'_>) {
+        let Some((kernel, rest)) = split::<InitIn>(request.arguments) else {
             return reply.errno(libc::EPROTO);
         };
         let flags2 = split::<u32>(rest).map_or(0, |(flags2, _)| flags2);
@@ -130,7 +125,7 @@ impl Dispatcher {
     }
 
     pub(super) fn forget(&self, request: &Request<'_>) {
-        if let Some((ForgetIn { lookups }, _)) = split(request.body) {
+        if let Ok(ForgetIn { lookups }) = request.arguments() {
             self.take_back([(request.header.node, lookups)]);
         }
     }
@@ -144,9 +139,10 @@ impl Dispatcher {
     }
 
     pub(super) fn forget_many(&self, request: &Request<'_>) {
-        let Some((BatchForgetIn { count, .. }, mut rest)) = split(request.body) else {
+        let Ok(BatchForgetIn { count, .. }) = request.arguments() else {
             return;
         };
+        let mut rest = request.payload;
         let forgotten = std::iter::from_fn(|| {
             let (ForgetOne { node, lookups }, after) = split(rest)?;
             rest = after;
@@ -155,16 +151,17 @@ impl Dispatcher {
         self.take_back(forgotten.take(count as usize));
     }
 
-    fn lookup(&self, request: &Request<'_>, held: &Held, take: TakeReply<'_>) -> Run {
+    fn lookup(&self, request: &Request<'_>, held: &Held, take: TakeReply<'_, '_>) -> Run {
         let parent = request.header.node;
-        let name = name(request.body).ok_or(FsError::Malformed)?;
+        let name = request.name()?;
         let entry = ready(self.fs.lookup(parent, name, held))?;
         let out = entry
             .as_ref()
             .map_or_else(|| EntryOut::absent(self.fs.ttl(parent)), EntryOut::from);
         let taken = take().is_some_and(|reply| reply.bytes(&[out.as_bytes()]));
         if let Some(entry) = entry {
-            self.credit.looked_up(request.header.pid, entry.attr.kind);
+            let caller = request.header.pid;
+            self.credit.looked_up(caller, parent, entry.attr.kind);
             if !taken {
                 self.take_back([(entry.id, 1)]);
             }
@@ -172,21 +169,21 @@ impl Dispatcher {
         Ok(())
     }
 
-    fn getattr(&self, request: &Request<'_>, take: TakeReply<'_>) -> Run {
+    fn getattr(&self, request: &Request<'_>, take: TakeReply<'_, '_>) -> Run {
         let attr = self.fs.getattr(request.header.node)?;
         answer(take, &[GetattrOut::from(&attr).as_bytes()]);
         Ok(())
     }
 
-    fn readlink(&self, request: &Request<'_>, take: TakeReply<'_>) -> Run {
+    fn readlink(&self, request: &Request<'_>, take: TakeReply<'_, '_>) -> Run {
         let target = self.fs.readlink(request.header.node)?;
         answer(take, &[&target]);
         Ok(())
     }
 
-    fn open(&self, request: &Request<'_>, take: TakeReply<'_>) -> Run {
+    fn open(&self, request: &Request<'_>, take: TakeReply<'_, '_>) -> Run {
         let node = request.header.node;
-        let (OpenIn { flags, .. }, _) = arguments(request.body)?;
+        let OpenIn { flags, .. } = request.arguments()?;
         self.fs.open(node, flags)?;
         match self.options.io_mode {
             // The first ENOSYS has the kernel open files by itself from then on.
@@ -206,7 +203,7 @@ impl Dispatcher {
         Ok(())
     }
 
-    fn opendir(&self, request: &Request<'_>, held: &Held, take: TakeReply<'_>) -> Run {
+    fn opendir(&self, request: &Request<'_>, held: &Held, take: TakeReply<'_, '_>) -> Run {
         let handle = ready(self.fs.open_listing(request.header.node, held))?;
         if self.fs.changes() {
             let flags = match handle {
@@ -223,9 +220,9 @@ impl Dispatcher {
         Ok(())
     }
 
-    fn read(&self, request: &Request<'_>, held: &Held, take: TakeReply<'_>) -> Run {
+    fn read(&self, request: &Request<'_>, held: &Held, take: TakeReply<'_, '_>) -> Run {
         let node = request.header.node;
-        let (args, _) = arguments::<ReadIn>(request.body)?;
+        let args: ReadIn = request.arguments()?;
         let len = args.size.min(self.transport.capabilities().max_transfer);
         let slices = ready(self.fs.read(node, args.offset, len.into(), held))?;
         if let Some(reply) = take()
@@ -243,27 +240,28 @@ impl Dispatcher {
         held: &Held,
         plus: bool,
         scratch: &mut Scratch,
-        take: TakeReply<'_>,
+        take: TakeReply<'_, '_>,
     ) -> Run {
-        let (args, _) = arguments::<ReadIn>(request.body)?;
-        let listing = ready(self.fs.listing(request.header.node, args.handle, held))?;
+        let args: ReadIn = request.arguments()?;
+        let ReadIn { handle, offset, .. } = args;
+        let listing = ready(self.fs.listing(request.header.node, handle, offset, held))?;
         self.list(request, &listing, &args, plus, scratch, take);
         Ok(())
     }
 
-    fn release(&self, request: &Request<'_>, take: TakeReply<'_>) {
+    fn release(&self, request: &Request<'_>, take: TakeReply<'_, '_>) {
         self.fs.released(request.header.node);
         answer(take, &[]);
     }
 
-    fn releasedir(&self, request: &Request<'_>, take: TakeReply<'_>) -> Run {
-        let (ReleaseIn { handle, .. }, _) = arguments(request.body)?;
+    fn releasedir(&self, request: &Request<'_>, take: TakeReply<'_, '_>) -> Run {
+        let ReleaseIn { handle, .. } = request.arguments()?;
         self.fs.release_listing(handle);
         answer(take, &[]);
         Ok(())
     }
 
-    fn statfs(&self, take: TakeReply<'_>) {
+    fn statfs(&self, take: TakeReply<'_, '_>) {
         let totals = self.fs.totals();
         let out = StatfsOut {
             blocks: totals.content.div_ceil(STATFS_BLOCK.into()),
@@ -276,25 +274,25 @@ impl Dispatcher {
         answer(take, &[out.as_bytes()]);
     }
 
-    fn getxattr(&self, request: &Request<'_>, held: &Held, take: TakeReply<'_>) -> Run {
-        let (Getxattr { size, .. }, rest) = arguments(request.body)?;
-        let name = name(rest).ok_or(FsError::Malformed)?;
+    fn getxattr(&self, request: &Request<'_>, held: &Held, take: TakeReply<'_, '_>) -> Run {
+        let Getxattr { size, .. } = request.arguments()?;
+        let name = request.name()?;
         let value = ready(self.fs.getxattr(request.header.node, name, held))?;
         answer_sized(&value, size, take)
     }
 
-    fn listxattr(&self, request: &Request<'_>, take: TakeReply<'_>) -> Run {
-        let (Getxattr { size, .. }, _) = arguments(request.body)?;
+    fn listxattr(&self, request: &Request<'_>, take: TakeReply<'_, '_>) -> Run {
+        let Getxattr { size, .. } = request.arguments()?;
         let names = self.fs.listxattr(request.header.node)?;
         answer_sized(&names, size, take)
     }
 }
 
-fn answer(take: TakeReply<'_>, parts: &[&[u8]]) -> bool {
+fn answer(take: TakeReply<'_, '_>, parts: &[&[u8]]) -> bool {
     take().is_some_and(|reply| reply.bytes(parts))
 }
 
-fn opened(take: TakeReply<'_>, handle: u64, flags: u32) -> bool {
+fn opened(take: TakeReply<'_, '_>, handle: u64, flags: u32) -> bool {
     let out = OpenOut {
         handle,
         flags,
@@ -304,7 +302,7 @@ fn opened(take: TakeReply<'_>, handle: u64, flags: u32) -> bool {
 }
 
 /// Answers a value to a caller with a buffer of `size` bytes, or its length where that is 0.
-fn answer_sized(value: &[u8], size: u32, take: TakeReply<'_>) -> Run {
+fn answer_sized(value: &[u8], size: u32, take: TakeReply<'_, '_>) -> Run {
     let len = u32::try_from(value.len()).map_err(|_| FsError::Range)?;
     match size {
         0 => {

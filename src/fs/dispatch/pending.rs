@@ -32,7 +32,7 @@ struct State {
 
 #[derive(Debug)]
 struct Waiting {
-    reply: Reply,
+    reply: Reply<'static>,
     /// Thread id of the caller as this process sees it, 0 where it cannot.
     caller: u32,
     /// Since when a signal waits for the caller.
@@ -51,7 +51,7 @@ pub(super) struct Interrupted {
 
 impl Pending {
     /// What is returned resolves when the request was taken off the table, by whomever.
-    pub(super) fn insert(&self, reply: Reply, caller: u32) -> oneshot::Receiver<()> {
+    pub(super) fn insert(&self, reply: Reply<'static>, caller: u32) -> oneshot::Receiver<()> {
         let (abandon, abandoned) = oneshot::channel();
         let unique = reply.unique();
         let mut state = self.state();
@@ -75,7 +75,7 @@ impl Pending {
     }
 
     /// The request's reply, if it still waits.
-    pub(super) fn take(&self, unique: u64) -> Option<Reply> {
+    pub(super) fn take(&self, unique: u64) -> Option<Reply<'static>> {
         let waiting = self.state().waiting.remove(&unique);
         waiting.map(|waiting| waiting.reply)
     }
@@ -120,7 +120,7 @@ impl Pending {
     }
 
     /// Takes all requests off the table.
-    pub(super) fn take_all(&self) -> Vec<Reply> {
+    pub(super) fn take_all(&self) -> Vec<Reply<'static>> {
         let waiting = std::mem::take(&mut self.state().waiting);
         waiting.into_values().map(|waiting| waiting.reply).collect()
     }

@@ -1,4 +1,4 @@
-use std::sync::Arc;
+use std::{ops::Deref, sync::Arc};
 
 use super::transport::{Answer, Body, RequestId, Transport};
 use crate::{cache::Slice, fs::FsError};
@@ -6,22 +6,50 @@ use crate::{cache::Slice, fs::FsError};
 /// The answer that a request waits for. It is given once; a reply that is dropped, because of a panic or because a task was ended, is
 /// EIO, so no caller is left without an answer.
 #[derive(Debug)]
-pub(super) struct Reply {
-    transport: Arc<dyn Transport>,
+pub(super) struct Reply<'t> {
+    transport: Way<'t>,
     id: RequestId,
     is_open: bool,
+}
+
+/// The transport, borrowed where the request is answered by the thread that took it: all threads share the count of an [`Arc`].
+#[derive(Debug, Clone)]
+enum Way<'t> {
+    Borrowed(&'t dyn Transport),
+    Shared(Arc<dyn Transport>),
+}
+
+impl Deref for Way<'_> {
+    type Target = dyn Transport;
+
+    fn deref(&self) -> &Self::Target {
+        match self {
+            Self::Borrowed(transport) => *transport,
+            Self::Shared(transport) => &**transport,
+        }
+    }
 }
 
 /// The slices could not be read, and nothing was sent; the reply is to be answered with an error. (Where the kernel met the fault it has
 /// ended the request with EIO by itself, and takes no other answer.)
 #[derive(Debug)]
-pub(super) struct Unreadable(pub(super) Reply);
+pub(super) struct Unreadable<'t>(pub(super) Reply<'t>);
 
-impl Reply {
-    pub(super) const fn new(transport: Arc<dyn Transport>, id: RequestId) -> Self {
+impl<'t> Reply<'t> {
+    pub(super) const fn new(transport: &'t dyn Transport, id: RequestId) -> Self {
         Self {
-            transport,
+            transport: Way::Borrowed(transport),
             id,
+            is_open: true,
+        }
+    }
+
+    /// To be given later, on the same transport.
+    pub(super) fn kept(mut self, transport: &Arc<dyn Transport>) -> Reply<'static> {
+        self.is_open = false;
+        Reply {
+            transport: Way::Shared(Arc::clone(transport)),
+            id: self.id,
             is_open: true,
         }
     }
@@ -36,7 +64,7 @@ impl Reply {
     }
 
     /// Content of a file.
-    pub(super) fn slices(mut self, slices: &[Slice]) -> Result<(), Unreadable> {
+    pub(super) fn slices(mut self, slices: &[Slice]) -> Result<(), Unreadable<'t>> {
         let answer = Answer {
             to: self.id,
             errno: 0,
@@ -89,7 +117,7 @@ impl Reply {
     }
 }
 
-impl Drop for Reply {
+impl Drop for Reply<'_> {
     fn drop(&mut self) {
         if self.is_open {
             self.send(FsError::Panicked.errno(), Body::Bytes(&[]));

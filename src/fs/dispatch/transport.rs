@@ -1,9 +1,13 @@
 use std::{fmt, io};
 
+use super::{
+    opcode,
+    wire::{InHeader, split},
+};
 use crate::cache::Slice;
 
-/// A way on which requests come and answers go: `/dev/fuse`, a queue of a virtual machine, a socket in tests. It hands each message to
-/// [`super::Dispatcher::handle`].
+/// A way on which requests come and answers go: `/dev/fuse`, a queue of a virtual machine, a socket in tests. It hands each [`Message`]
+/// to [`super::Dispatcher::handle`].
 pub trait Transport: fmt::Debug + Send + Sync + 'static {
     fn capabilities(&self) -> Capabilities;
 
@@ -19,6 +23,34 @@ pub trait Transport: fmt::Debug + Send + Sync + 'static {
     /// # Errors
     /// `ENOENT` when the kernel does not know what it is about. `ENOSYS` where there are none.
     fn notify(&self, code: i32, parts: &[&[u8]]) -> io::Result<()>;
+}
+
+/// A request as a transport has it. Its parts may lie in different places, as they do in a ring or in a virtqueue.
+#[derive(Debug, Clone, Copy)]
+pub struct Message<'a> {
+    /// The transport's own, which comes back with the answer: [`RequestId::slot`].
+    pub slot: u64,
+    pub(super) header: InHeader,
+    /// The structure of fixed length that the operation has, whole or cut short.
+    pub(super) arguments: &'a [u8],
+    /// What comes behind it: a name, the inodes of BATCH_FORGET.
+    pub(super) payload: &'a [u8],
+}
+
+impl<'a> Message<'a> {
+    /// A message that lies in one piece; `None` where it is shorter than a header.
+    #[must_use]
+    pub fn whole(slot: u64, message: &'a [u8]) -> Option<Self> {
+        let (header, body) = split::<InHeader>(message)?;
+        let len = opcode::arguments_len(header.opcode).min(body.len());
+        let (arguments, payload) = body.split_at(len);
+        Some(Self {
+            slot,
+            header,
+            arguments,
+            payload,
+        })
+    }
 }
 
 /// What a transport can do.

@@ -3,6 +3,7 @@
 use std::{panic::AssertUnwindSafe, pin::pin, sync::Arc, time::Duration};
 
 use futures::FutureExt;
+use smallvec::SmallVec;
 
 use super::{
     Dispatcher, FsError, Held, Miss, Request, Scratch,
@@ -26,7 +27,8 @@ struct Wait {
     dispatcher: Arc<Dispatcher>,
     opcode: Opcode,
     header: InHeader,
-    body: Box<[u8]>,
+    arguments: SmallVec<[u8; 64]>,
+    payload: Box<[u8]>,
 }
 
 impl Drop for Wait {
@@ -41,7 +43,7 @@ impl Dispatcher {
         self: &Arc<Self>,
         opcode: Opcode,
         request: &Request<'_>,
-        reply: Reply,
+        reply: Reply<'static>,
         miss: Miss,
     ) {
         let abandoned = self.pending.insert(reply, request.header.pid);
@@ -49,7 +51,8 @@ impl Dispatcher {
             dispatcher: Arc::clone(self),
             opcode,
             header: request.header,
-            body: request.body.into(),
+            arguments: request.arguments.into(),
+            payload: request.payload.into(),
         };
         self.runtime.spawn(async move {
             let answer = AssertUnwindSafe(wait.answer(miss)).catch_unwind();
@@ -78,7 +81,8 @@ impl Wait {
     fn request(&self) -> Request<'_> {
         Request {
             header: self.header,
-            body: &self.body,
+            arguments: &self.arguments,
+            payload: &self.payload,
         }
     }
 
@@ -118,7 +122,7 @@ impl Wait {
         Err(FsError::NoProgress)
     }
 
-    fn take(&self) -> Option<Reply> {
+    fn take(&self) -> Option<Reply<'static>> {
         self.dispatcher.pending.take(self.header.unique)
     }
 }

@@ -1,7 +1,10 @@
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use super::short_name::ShortName;
-use crate::model::{Digest, NodeRef};
+use crate::{
+    fs::{inode_number, root::ROOT_ID},
+    model::{Digest, NodeRef},
+};
 
 /// What the kernel knows under one name.
 #[derive(Debug)]
@@ -64,6 +67,22 @@ pub(in crate::fs) enum InodeNode {
         /// Length of the target, in bytes.
         len: u64,
     },
+}
+
+impl InodeView {
+    /// The mount's root where it is no directory of a tree: names are looked up in it all the same. No directory has that size.
+    pub(in crate::fs) fn root_of_no_tree() -> Self {
+        Self {
+            id: ROOT_ID,
+            parent: ROOT_ID,
+            number: inode_number::ROOT,
+            node: InodeNode::Directory {
+                digest: Digest::empty(),
+                size: u64::MAX,
+            },
+            is_counted: true,
+        }
+    }
 }
 
 impl From<NodeRef<'_>> for Content {

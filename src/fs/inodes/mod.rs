@@ -2,13 +2,14 @@
 //!
 //! - [`InodeTable`]: finding, adding and forgetting inodes; `table` is what its lock protects
 //! - [`InodeView`]: a copy of what an operation needs of an inode
-//! - `update`: another tree under the inodes that are known
+//! - `update`: another tree under the inodes that are known; `retired`: what directories were before, for their listers
 //! - `segments`: where inodes lie; `short_name`: their names
 //!
 //! A node id is of one parent and one name, whatever lies there: programs take what shares an id for one file (overlayfs,
 //! `dlopen`, `flock`, inotify, `cp`). Content is shared below: in blobs and mappings.
 
 mod inode;
+mod retired;
 mod segments;
 mod short_name;
 mod table;
@@ -30,15 +31,43 @@ use self::{
     inode::{Content, Inode},
     table::{Found, Table},
 };
-use super::{FsError, inode_number::Width, root::ROOT_ID};
+use super::{
+    FsError,
+    inode_number::Width,
+    position::{Layout, Position},
+    root::ROOT_ID,
+};
 use crate::model::{Digest, NodeRef};
 
 /// Directories are not followed further up than this.
 const MAX_DEPTH: usize = 4096;
-/// Memory is given back to the system when so many inodes were forgotten: some 14 MB.
-const TRIM_AFTER: usize = 1 << 17;
-/// And when so many were, and fewer are left.
-const TRIM_LAST: usize = 1 << 12;
+/// So many inodes are forgotten under one lock: a tenth of a millisecond.
+const FORGET_AT_ONCE: usize = 512;
+
+/// A directory that is listed.
+#[derive(Debug)]
+pub(super) struct ListedInode {
+    pub(super) inode: InodeView,
+    pub(super) position: Position,
+}
+
+/// What is known of a name in a directory.
+#[derive(Debug)]
+pub(super) enum Search {
+    Known(InodeView),
+    Absent(Place),
+}
+
+/// Where an entry of a directory belongs that is not known.
+#[derive(Debug)]
+pub(super) struct Place {
+    pub(super) parent: InodeView,
+    /// Of parent and name.
+    hash: u64,
+    /// Whether nothing was known under the name when so many inodes had ever been added.
+    is_absent: bool,
+    added: u64,
+}
 
 /// All inodes of a mount.
 #[derive(Debug)]
@@ -53,17 +82,18 @@ pub(super) struct InodeTable {
 }
 
 impl InodeTable {
-    pub(super) fn new(width: Width) -> Self {
+    /// The mount's root is `root`, or no directory of a tree (`None`).
+    pub(super) fn new(width: Width, root: Option<(Digest, u64)>) -> Self {
         let hasher = DefaultHashBuilder::default();
         Self {
-            table: RwLock::new(Table::new(hasher.clone())),
+            table: RwLock::new(Table::new(hasher.clone(), root)),
             hasher,
             width,
             exclusive: AtomicU64::new(0),
         }
     }
 
-    /// The mount's root is a directory from now on, or none of the tree's (`None`).
+    /// The mount's root is another directory from now on, or none of a tree (`None`).
     pub(super) fn set_root(&self, directory: Option<(Digest, u64)>) {
         self.write().set_root(directory);
     }
@@ -81,6 +111,25 @@ impl InodeTable {
         self.with(id, Inode::view)
     }
 
+    /// A directory that is listed, as it was when that began.
+    ///
+    /// # Errors
+    /// When it is not known.
+    pub(super) fn listed(&self, id: u64, offset: u64) -> Result<ListedInode, FsError> {
+        let table = self.read();
+        let position = self.positions().position(offset, table.generation());
+        let inode = table.at(id, position.generation);
+        Ok(ListedInode {
+            inode: inode.ok_or(FsError::UnknownInode)?,
+            position,
+        })
+    }
+
+    /// How offsets of listings are laid out.
+    pub(super) const fn positions(&self) -> Layout {
+        self.width.positions()
+    }
+
     /// Where a symlink points, `None` when the inode is none.
     pub(super) fn target(&self, id: u64) -> Result<Option<Vec<u8>>, FsError> {
         self.with(id, |inode| match &inode.content {
@@ -89,10 +138,67 @@ impl InodeTable {
         })
     }
 
-    /// The inode of an entry of the directory `parent`, with one lookup more.
+    /// Looks for an entry of a directory of a tree, with one lookup more where it is known: then the directory's content need not be at
+    /// hand.
     ///
     /// # Errors
-    /// When the directory was given another content since `parent` was read: the entry may be one of the old content.
+    /// When the directory is not known.
+    pub(super) fn find(&self, parent: u64, name: &[u8]) -> Result<Search, FsError> {
+        let hash = self.hasher.hash_one((parent, name));
+        let table = self.read();
+        if let Some(known) = table.named_by(hash, parent, name) {
+            known.lookups.fetch_add(1, Ordering::Relaxed);
+            return Ok(Search::Known(known.view()));
+        }
+        let parent = table.get(parent).ok_or(FsError::UnknownInode)?.view();
+        let added = table.added();
+        Ok(Search::Absent(Place {
+            parent,
+            hash,
+            added,
+            is_absent: true,
+        }))
+    }
+
+    /// The inode of an entry, with one lookup more, in the place that [`InodeTable::find`] found for it.
+    ///
+    /// # Errors
+    /// When the directory was given another content since: the entry may be one of the old content.
+    pub(super) fn insert(
+        &self,
+        place: &Place,
+        name: &[u8],
+        node: NodeRef<'_>,
+    ) -> Result<InodeView, Stale> {
+        let &Place {
+            parent,
+            hash,
+            added,
+            ..
+        } = place;
+        let number = self.number(parent.number, name, node);
+        let mut table = self.write();
+        let mut is_absent = place.is_absent && table.added() == added;
+        if !is_absent {
+            match table.look_up(hash, parent.id, name, node) {
+                // Another thread was first.
+                Found::Known(known) => return Ok(known),
+                Found::Other => {}
+                Found::Absent => is_absent = true,
+            }
+        }
+        if table.content_of(parent.id) != Some(parent.node) {
+            return Err(Stale);
+        }
+        let make = |id| Inode::new(id, parent.id, number, name, node.into());
+        Ok(table.insert(hash, is_absent, make))
+    }
+
+    /// The inode of an entry, with one lookup more, where it is not sure that what is known under its name is still there: `parent` may
+    /// have another content by now, or none that is known here.
+    ///
+    /// # Errors
+    /// As with [`InodeTable::insert`].
     pub(super) fn look_up(
         &self,
         parent: &InodeView,
@@ -100,30 +206,22 @@ impl InodeTable {
         node: NodeRef<'_>,
     ) -> Result<InodeView, Stale> {
         let hash = self.hasher.hash_one((parent.id, name));
-        let (mut found, added) = {
+        let (found, added) = {
             let table = self.read();
             (table.look_up(hash, parent.id, name, node), table.added())
         };
-        if let Found::Known(known) = found {
-            return Ok(known);
-        }
-        let number = self.number(parent.number, name, node);
-        let mut table = self.write();
-        // Another thread may have been first.
-        if table.added() != added {
-            found = table.look_up(hash, parent.id, name, node);
-        }
         let is_absent = match found {
             Found::Known(known) => return Ok(known),
             Found::Other => false,
             Found::Absent => true,
         };
-        let now = table.get(parent.id).map(|now| now.content.view());
-        if now.is_some_and(|now| now != parent.node) {
-            return Err(Stale);
-        }
-        let make = |id| Inode::new(id, parent.id, number, name, node.into());
-        Ok(table.insert(hash, is_absent, make))
+        let place = Place {
+            parent: *parent,
+            hash,
+            added,
+            is_absent,
+        };
+        self.insert(&place, name, node)
     }
 
     /// The number of an entry, whether it is known or not.
@@ -134,24 +232,15 @@ impl InodeTable {
     /// Takes back lookups, as pairs of a node id and a count; an inode without any is dropped. True when much was: then
     /// [`InodeTable::give_back_memory`] is worth its time.
     pub(super) fn forget(&self, forgotten: impl IntoIterator<Item = (u64, u64)>) -> bool {
-        let mut table = self.write();
-        for (id, count) in forgotten {
-            if id == ROOT_ID {
-                continue;
+        let mut forgotten = forgotten.into_iter().peekable();
+        let mut much = false;
+        // A message may have 65,000 of them: other threads get in between.
+        while forgotten.peek().is_some() {
+            let mut table = self.write();
+            for (id, count) in forgotten.by_ref().take(FORGET_AT_ONCE) {
+                table.forget(id, count);
             }
-            let Some(inode) = table.get_mut(id) else {
-                continue;
-            };
-            let lookups = inode.lookups.get_mut();
-            *lookups = lookups.saturating_sub(count);
-            if *lookups == 0 {
-                table.remove(id);
-            }
-        }
-        let few_are_left = table.forgotten >= TRIM_LAST && table.len() < TRIM_LAST;
-        let much = table.forgotten >= TRIM_AFTER || few_are_left;
-        if much {
-            table.forgotten = 0;
+            much |= table.much_was_forgotten();
         }
         much
     }
@@ -234,6 +323,10 @@ impl InodeTable {
             if at == ROOT_ID {
                 break;
             }
+            if !table.is_found(inode) {
+                // It is of a tree that was shown before, and still open or somebody's working directory.
+                return table.root_before().or(closure);
+            }
             at = inode.parent;
         }
         closure
@@ -261,9 +354,7 @@ mod tests {
     use super::*;
 
     fn table() -> InodeTable {
-        let table = InodeTable::new(Width::Full);
-        table.set_root(Some((Digest::empty(), 0)));
-        table
+        InodeTable::new(Width::Full, Some((Digest::empty(), 0)))
     }
 
     fn file(content: &[u8]) -> NodeRef<'static> {
@@ -372,6 +463,28 @@ mod tests {
         // Who still has the old content finds nothing new in it.
         assert_eq!(table.look_up(&d, b"late", file(b"late")), Err(Stale));
         assert_eq!(table.look_up(&d, b"kept", file(b"kept")).unwrap(), kept);
+    }
+
+    /// What is below a directory that a switch took away was looked for in the new tree's closure.
+    #[test]
+    fn what_was_taken_away_is_of_the_tree_before() {
+        let table = table();
+        let d = look_up(&table, ROOT_ID, "d", directory(b"d"));
+        let below = look_up(&table, d.id, "below", directory(b"below"));
+        let new_root = Digest::of(b"new root");
+        table.change(vec![Change {
+            directory: ROOT_ID,
+            digest: new_root,
+            size: 0,
+            names: vec![ChangedName {
+                name: b"d".to_vec(),
+                how: HowChanged::Replaced,
+            }],
+        }]);
+        assert_eq!(table.closure(below.id), Some(Digest::empty()));
+        let e = look_up(&table, ROOT_ID, "e", directory(b"e"));
+        assert_eq!(table.closure(e.id), Some(new_root));
+        assert_eq!(table.closure(ROOT_ID), Some(new_root));
     }
 
     /// A directory that was forgotten and looked up again, while a switch compared the trees, showed the old one for ever.

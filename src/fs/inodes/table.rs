@@ -3,13 +3,19 @@ use std::{hash::BuildHasher, sync::atomic::Ordering};
 use hashbrown::{DefaultHashBuilder, HashTable, hash_table::Entry};
 
 use super::{
-    Content, Inode, InodeView,
+    Content, Inode, InodeNode, InodeView,
+    retired::Retired,
     segments::{Segments, slot_of},
 };
 use crate::{
     fs::{inode_number, root::ROOT_ID},
     model::{Digest, NodeRef},
 };
+
+/// Memory is given back to the system when so many inodes were forgotten: some 14 MB.
+const TRIM_AFTER: usize = 1 << 17;
+/// And when so many were, and fewer are left.
+const TRIM_LAST: usize = 1 << 12;
 
 /// Inodes by id and by name.
 #[derive(Debug)]
@@ -21,10 +27,13 @@ pub(super) struct Table {
     /// more.
     by_name: HashTable<u32>,
     hasher: DefaultHashBuilder,
+    /// How often another tree was shown.
+    generation: u32,
+    retired: Retired,
     /// Inodes that were ever added.
     added: u64,
     /// Inodes forgotten since memory was given back to the system.
-    pub(super) forgotten: usize,
+    forgotten: usize,
 }
 
 /// What is known of an entry.
@@ -37,22 +46,82 @@ pub(super) enum Found {
 }
 
 impl Table {
-    pub(super) fn new(hasher: DefaultHashBuilder) -> Self {
+    pub(super) fn new(hasher: DefaultHashBuilder, root: Option<(Digest, u64)>) -> Self {
         Self {
-            root: None,
+            root: root.map(root_inode),
             inodes: Segments::default(),
             by_name: HashTable::new(),
             hasher,
+            generation: 0,
+            retired: Retired::default(),
             added: 0,
             forgotten: 0,
         }
     }
 
+    /// Nothing is found in the root any more that was known there.
     pub(super) fn set_root(&mut self, directory: Option<(Digest, u64)>) {
-        self.root = directory.map(|(digest, size)| {
-            let content = Content::Directory { digest, size };
-            Inode::new(ROOT_ID, ROOT_ID, inode_number::ROOT, b"", content)
-        });
+        let in_root = self.inodes.iter().filter(|inode| inode.parent == ROOT_ID);
+        let names: Vec<_> = in_root
+            .map(|inode| inode.name.as_bytes().to_vec())
+            .collect();
+        for name in names {
+            self.detach(ROOT_ID, &name);
+        }
+        if let Some(root) = &self.root {
+            self.retired
+                .add(ROOT_ID, self.generation, root.content.view());
+        }
+        self.generation += 1;
+        self.root = directory.map(root_inode);
+    }
+
+    /// Another tree is shown from now on.
+    pub(super) const fn next_generation(&mut self) {
+        self.generation += 1;
+    }
+
+    pub(super) const fn generation(&self) -> u32 {
+        self.generation
+    }
+
+    /// Gives a directory another content.
+    pub(super) fn set_directory(&mut self, id: u64, digest: Digest, size: u64) {
+        let inode = match id {
+            ROOT_ID => self.root.as_mut(),
+            id => self.inodes.get_mut(id),
+        };
+        if let Some(inode) = inode {
+            self.retired.add(id, self.generation, inode.content.view());
+            inode.content = Content::Directory { digest, size };
+            *inode.counted.get_mut() = false;
+        }
+    }
+
+    /// A directory as it was in a generation.
+    pub(super) fn at(&self, directory: u64, generation: u32) -> Option<InodeView> {
+        let known = self.get(directory).map(Inode::view);
+        let is_root = || (directory == ROOT_ID).then(InodeView::root_of_no_tree);
+        let mut inode = known.or_else(is_root)?;
+        if let Some(node) = self.retired.at(directory, generation) {
+            inode.node = node;
+            inode.is_counted = true;
+        }
+        Some(inode)
+    }
+
+    /// The root of the tree that was shown before this one.
+    pub(super) fn root_before(&self) -> Option<Digest> {
+        match self.retired.at(ROOT_ID, self.generation.checked_sub(1)?)? {
+            InodeNode::Directory { digest, .. } => Some(digest),
+            InodeNode::File { .. } | InodeNode::Symlink { .. } => None,
+        }
+    }
+
+    /// Whether an inode is what its name stands for.
+    pub(super) fn is_found(&self, inode: &Inode) -> bool {
+        let named = self.named(inode.parent, inode.name.as_bytes());
+        named.is_some_and(|named| named.id == inode.id)
     }
 
     pub(super) fn len(&self) -> usize {
@@ -71,11 +140,9 @@ impl Table {
         }
     }
 
-    pub(super) fn get_mut(&mut self, id: u64) -> Option<&mut Inode> {
-        match id {
-            ROOT_ID => self.root.as_mut(),
-            id => self.inodes.get_mut(id),
-        }
+    /// What a directory stands for, where it is known.
+    pub(super) fn content_of(&self, directory: u64) -> Option<InodeNode> {
+        self.at(directory, self.generation).map(|inode| inode.node)
     }
 
     /// All but the root.
@@ -88,7 +155,7 @@ impl Table {
     }
 
     /// `hash` is that of parent and name.
-    fn named_by(&self, hash: u64, parent: u64, name: &[u8]) -> Option<&Inode> {
+    pub(super) fn named_by(&self, hash: u64, parent: u64, name: &[u8]) -> Option<&Inode> {
         let is_it = |slot: &u32| is_named(&self.inodes, *slot, parent, name);
         self.inodes.at(*self.by_name.find(hash, is_it)?)
     }
@@ -144,7 +211,32 @@ impl Table {
         }
     }
 
-    pub(super) fn remove(&mut self, id: u64) {
+    /// Takes lookups back; an inode without any is dropped.
+    pub(super) fn forget(&mut self, id: u64, count: u64) {
+        if id == ROOT_ID {
+            return;
+        }
+        let Some(inode) = self.inodes.get_mut(id) else {
+            return;
+        };
+        let lookups = inode.lookups.get_mut();
+        *lookups = lookups.saturating_sub(count);
+        if *lookups == 0 {
+            self.remove(id);
+        }
+    }
+
+    /// Whether so much was forgotten since it was last asked that giving memory back is worth its time.
+    pub(super) fn much_was_forgotten(&mut self) -> bool {
+        let few_are_left = self.forgotten >= TRIM_LAST && self.len() < TRIM_LAST;
+        let much = self.forgotten >= TRIM_AFTER || few_are_left;
+        if much {
+            self.forgotten = 0;
+        }
+        much
+    }
+
+    fn remove(&mut self, id: u64) {
         let Some(inode) = self.inodes.remove(id) else {
             return;
         };
@@ -162,6 +254,11 @@ impl Table {
         self.by_name
             .shrink_to_fit(|slot| hash_of_name(inodes, hasher, *slot));
     }
+}
+
+fn root_inode((digest, size): (Digest, u64)) -> Inode {
+    let content = Content::Directory { digest, size };
+    Inode::new(ROOT_ID, ROOT_ID, inode_number::ROOT, b"", content)
 }
 
 fn is_named(inodes: &Segments, slot: u32, parent: u64, name: &[u8]) -> bool {

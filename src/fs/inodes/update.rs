@@ -1,6 +1,6 @@
 use std::collections::BTreeSet;
 
-use super::{Content, Inode, InodeTable, InodeView, Table};
+use super::{Inode, InodeTable, InodeView};
 use crate::model::Digest;
 
 /// A directory has another content by now than the one that an entry was taken from.
@@ -73,15 +73,7 @@ impl InodeTable {
                 }
             }
         }
+        table.next_generation();
         stale
-    }
-}
-
-impl Table {
-    fn set_directory(&mut self, id: u64, digest: Digest, size: u64) {
-        if let Some(inode) = self.get_mut(id) {
-            inode.content = Content::Directory { digest, size };
-            *inode.counted.get_mut() = false;
-        }
     }
 }

@@ -12,7 +12,7 @@ use zerocopy::IntoBytes;
 use crate::{
     cache::{ChunkData, Mapped, Slice},
     fs::dispatch::{
-        Answer, Body, Capabilities, Dispatcher, HEADERS, MAX_TRANSFER, OutHeader, Scratch,
+        Answer, Body, Capabilities, Dispatcher, HEADERS, MAX_TRANSFER, Message, OutHeader, Scratch,
         Transport,
     },
 };
@@ -67,7 +67,10 @@ impl Channel {
         let mut scratch = Scratch::default();
         loop {
             match self.receive(&mut message) {
-                Received::Message(len) => dispatcher.handle(0, &message[..len], &mut scratch),
+                Received::Message(len) => match Message::whole(0, &message[..len]) {
+                    Some(message) => dispatcher.handle(&message, &mut scratch),
+                    None => tracing::warn!(bytes = len, "a message that is too short"),
+                },
                 Received::Again => {}
                 Received::Closed => return,
             }

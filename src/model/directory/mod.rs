@@ -3,10 +3,15 @@
 //! - [`Directory`]: the encoding and an offset for each entry, so an entry is found without decoding the others
 //! - [`Entry`], [`EntryRef`]: a named node, owned and borrowed
 //! - `encoding`: reading and writing the encoding
+//! - `name_index`: finding entries of large directories
 
 mod encoding;
+mod name_index;
 
-use self::encoding::{Parsed, entry_at, name_at};
+use self::{
+    encoding::{Parsed, entry_at, name_at},
+    name_index::{NameIndex, NotMade},
+};
 use super::{Digest, DigestError, Name, NameError, Node, NodeRef, TargetError};
 
 /// A named node.
@@ -47,6 +52,7 @@ pub struct Directory {
     encoded: Box<[u8]>,
     /// Where each entry begins in `encoded`. Invariant: in the order of the names, bytewise; no name occurs twice.
     offsets: Box<[u32]>,
+    index: NameIndex,
     /// Entries at and below it, each counted once.
     size: u64,
     /// Sum of the sizes of its files, in bytes; saturates.
@@ -115,6 +121,7 @@ impl Directory {
         Ok(Self {
             encoded,
             offsets,
+            index: NameIndex::default(),
             size,
             content,
         })
@@ -142,10 +149,11 @@ impl Directory {
         self.offsets.is_empty()
     }
 
-    /// Bytes of memory that it takes.
+    /// Bytes of memory that it takes at the most.
     #[must_use]
     pub const fn weight(&self) -> usize {
-        self.encoded.len() + self.offsets.len() * size_of::<u32>() + size_of::<Self>()
+        let len = self.offsets.len();
+        self.encoded.len() + len * size_of::<u32>() + NameIndex::weight(len) + size_of::<Self>()
     }
 
     /// In the order of their names, bytewise.
@@ -164,7 +172,7 @@ impl Directory {
         Some(entry_at(&self.encoded, *offset))
     }
 
-    /// The node with this name. Takes as many steps as the logarithm of the number of entries.
+    /// The node with this name. Takes as many steps as the logarithm of the number of entries, and one where much is looked up.
     #[must_use]
     pub fn get(&self, name: &[u8]) -> Option<NodeRef<'_>> {
         Some(self.at(self.position(name)?)?.node)
@@ -173,9 +181,13 @@ impl Directory {
     /// Where the entry with this name is among the entries.
     #[must_use]
     pub fn position(&self, name: &[u8]) -> Option<usize> {
-        self.offsets
-            .binary_search_by(|offset| name_at(&self.encoded, *offset).cmp(name))
-            .ok()
+        let name_of = |position: usize| name_at(&self.encoded, self.offsets[position]);
+        let found = self.index.find(name, self.offsets.len(), name_of);
+        found.unwrap_or_else(|NotMade| {
+            self.offsets
+                .binary_search_by(|offset| name_at(&self.encoded, *offset).cmp(name))
+                .ok()
+        })
     }
 
     /// Digests and sizes of the directories in it.
