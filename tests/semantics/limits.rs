@@ -11,6 +11,8 @@ use std::{
     process::Command,
 };
 
+use castore::model::{Digest, Directory, Entry, Name, Node};
+
 use crate::support::{Mount, Scratch, tree};
 
 /// The error of looking at a path.
@@ -43,6 +45,22 @@ fn the_longest_name_path_and_target() {
     assert_eq!(error_of(&padded(4095)), None);
     assert_eq!(error_of(&padded(4096)), Some(libc::ENAMETOOLONG));
     mount.stop();
+}
+
+/// What the encoding of a directory, of at most 4 GiB, has for each entry.
+#[test]
+fn an_entry_has_some_60_bytes() {
+    let entry = |number: u64| Entry {
+        name: Name::new(format!("a-usual-name-{number:07}.c")).unwrap(),
+        node: Node::File {
+            digest: Digest::of(&number.to_le_bytes()),
+            size: number,
+            executable: false,
+        },
+    };
+    let directory = Directory::new((0..100_000).map(entry).collect()).unwrap();
+    let each = directory.encoded().len() / 100_000;
+    assert!((50..=70).contains(&each), "{each} bytes");
 }
 
 /// What the descriptors of a daemon are of, and how many there are of each: data files of its cache, and others.

@@ -220,6 +220,20 @@ impl Behind {
     }
 }
 
+/// A program with the arguments and the environment of a daemon, and its own words before them.
+pub fn before(program: &str, words: &[&str], daemon: &Command) -> Command {
+    let mut command = Command::new(program);
+    command.args(words);
+    command.arg(daemon.get_program()).args(daemon.get_args());
+    for (name, value) in daemon.get_envs() {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
+    command
+}
+
 /// A process that waits in a mount. Killed when this is dropped.
 pub struct Caller {
     child: Child,

@@ -11,7 +11,7 @@ use libc::{SIGKILL, SIGTERM, SIGUSR1};
 
 use crate::{
     Test,
-    fixture::{AT_ONCE, Behind, Bound, CALLS, Caller, call, waiting},
+    fixture::{AT_ONCE, Behind, Bound, CALLS, Caller, before, call, waiting},
     support::{DEADLINE, eventually, output, succeeded, wait},
 };
 
@@ -36,20 +36,6 @@ fn hidden() -> Behind {
     Behind::by(&[], |daemon| {
         before("unshare", &["--pid", "--fork", "--kill-child"], &daemon)
     })
-}
-
-/// A program with the arguments and the environment of a daemon, and its own words before them.
-fn before(program: &str, words: &[&str], daemon: &Command) -> Command {
-    let mut command = Command::new(program);
-    command.args(words);
-    command.arg(daemon.get_program()).args(daemon.get_args());
-    for (name, value) in daemon.get_envs() {
-        match value {
-            Some(value) => command.env(name, value),
-            None => command.env_remove(name),
-        };
-    }
-    command
 }
 
 /// Takes away the capability that sees all processes in spite of `hidepid`. Containers have it seldom.

@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    path::Path,
     time::{Duration, Instant},
 };
 
@@ -9,15 +10,21 @@ use libc::{SIGINT, SIGKILL, SIGTERM};
 
 use crate::{
     Test,
-    fixture::{Behind, CALLS, Caller, PAGES, waiting},
+    fixture::{Behind, Bound, CALLS, Caller, PAGES, before, waiting},
     support::{eventually, within},
 };
 
-pub const ALL: [Test; 4] = [
+pub const ALL: [Test; 6] = [
     (
         "a_silent_remote_is_an_error",
         &[],
         a_silent_remote_is_an_error,
+    ),
+    ("an_outage_is_waited_for", &[], an_outage_is_waited_for),
+    (
+        "the_kernel_grants_less",
+        &["unshare", "mount"],
+        the_kernel_grants_less,
     ),
     ("pages_end_at_the_timeout", &[], pages_end_at_the_timeout),
     (
@@ -60,6 +67,58 @@ fn a_silent_remote_is_an_error() {
         assert!(took > NOT_BEFORE && took < ENDS, "{call:?}: {took:?}");
         comes_back(behind);
     }
+}
+
+/// `--outage wait=` grants more than `--timeout`, and no more than that.
+fn an_outage_is_waited_for() {
+    let behind = Behind::new(&["--timeout", "1s", "--outage", "wait=7s"]);
+    let begun = Instant::now();
+    let mut caller = waiting(&behind, CALLS[1], 1, &[]);
+    assert_eq!(caller.result(), "EIO after 0 EINTR, 0 signals");
+    let took = begun.elapsed();
+    assert!(took > Duration::from_secs(6) && took < ENDS, "{took:?}");
+    comes_back(behind);
+    let behind = Behind::new(&["--timeout", "1s", "--outage", "wait=10m"]);
+    let mut caller = waiting(&behind, CALLS[1], 1, &[]);
+    caller.goes_on_waiting();
+    behind.gate.open();
+    assert_eq!(caller.value(0), CALLS[1].3);
+    behind.finish();
+}
+
+/// The kernel ends the connection of a daemon that leaves a request for longer than its limit, so the daemon answers before.
+/// The limit is the daemon's alone here: it finds another file in the place of the kernel's.
+fn the_kernel_grants_less() {
+    let mut bound = None;
+    let mut behind = Behind::by(&[], |daemon| {
+        let mnt = Path::new(daemon.get_args().last().unwrap());
+        let scratch = mnt.parent().unwrap();
+        bound = Some(Bound::shared(scratch));
+        let limit = scratch.join("limit");
+        fs::write(&limit, "5\n").unwrap();
+        let script = format!(
+            "mount --make-private /proc &&
+             mount --bind {} /proc/sys/fs/fuse/max_request_timeout && exec \"$@\"",
+            limit.display()
+        );
+        let words = [
+            "--mount",
+            "--propagation",
+            "unchanged",
+            "sh",
+            "-c",
+            &script,
+            "sh",
+        ];
+        before("unshare", &words, &daemon)
+    });
+    behind.bound = bound;
+    let begun = Instant::now();
+    let mut caller = waiting(&behind, CALLS[0], 1, &[]);
+    assert_eq!(caller.result(), "EIO after 0 EINTR, 0 signals");
+    let took = begun.elapsed();
+    assert!(took > Duration::from_secs(4) && took < ENDS, "{took:?}");
+    comes_back(behind);
 }
 
 /// The kernel waits for a page without asking anybody about caught signals; the daemon answers all the same.
