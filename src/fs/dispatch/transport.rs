@@ -33,7 +33,7 @@ pub struct Message<'a> {
     pub(super) header: InHeader,
     /// The structure of fixed length that the operation has, whole or cut short.
     pub(super) arguments: &'a [u8],
-    /// What comes behind it: a name, the inodes of BATCH_FORGET.
+    /// What comes behind it: a name, the inodes of `BATCH_FORGET`.
     pub(super) payload: &'a [u8],
 }
 

@@ -67,10 +67,13 @@ impl Channel {
         let mut scratch = Scratch::default();
         loop {
             match self.receive(&mut message) {
-                Received::Message(len) => match Message::whole(0, &message[..len]) {
-                    Some(message) => dispatcher.handle(&message, &mut scratch),
-                    None => tracing::warn!(bytes = len, "a message that is too short"),
-                },
+                Received::Message(len) => {
+                    let Some(message) = Message::whole(0, &message[..len]) else {
+                        tracing::warn!(bytes = len, "a message that is too short");
+                        continue;
+                    };
+                    dispatcher.handle(&message, &mut scratch);
+                }
                 Received::Again => {}
                 Received::Closed => return,
             }
