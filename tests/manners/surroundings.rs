@@ -62,6 +62,25 @@ fn git_takes_the_mount_of_an_ordinary_user() {
     assert_eq!(succeeded(&output), "message\n");
 }
 
+/// The owner of everything gets the error of a read-only filesystem too, and not one of permissions.
+#[test]
+#[ignore = "needs /dev/fuse"]
+fn its_owner_cannot_write_either() {
+    let output = as_user(
+        &prepared(),
+        r#"
+        ./castore mount tree mnt
+        for change in 'echo x >mnt/hello' 'echo x >>mnt/new' 'mkdir mnt/new' 'rm mnt/hello' 'rmdir mnt/empty'             'mv mnt/hello mnt/new' 'ln mnt/hello mnt/new' 'ln -s x mnt/new' 'chmod 600 mnt/hello' 'touch mnt/hello'; do
+            if LC_ALL=C sh -c "$change" 2>refused </dev/null; then exit 3; fi
+            grep -q 'Read-only file system' refused || { echo "$change"; cat refused; }
+        done
+        cat mnt/hello
+        ./castore unmount mnt
+        "#,
+    );
+    assert_eq!(succeeded(&output), "Hello World");
+}
+
 #[test]
 #[ignore = "needs /dev/fuse"]
 fn a_hint_is_given_only_where_it_helps() {

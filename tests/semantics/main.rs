@@ -11,6 +11,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod attributes;
 mod document;
 mod files;
 mod limits;

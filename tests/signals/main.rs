@@ -7,7 +7,7 @@
 //! - `caught`: signals that are caught, ignored or blocked
 //! - `stops`: stops, debuggers and freezers, after which an innocent process goes on
 //! - `hidden`: callers that the daemon cannot see
-//! - `timeouts`: how long a call waits for a remote that does not answer, or late
+//! - `timeouts`: how long a call waits for a remote that does not answer
 //!
 //! A test whose program or kernel facility is not there is reported as ignored, with the reason.
 

@@ -1,4 +1,4 @@
-//! How long a call waits for a remote that does not answer, and for those that the kernel does not interrupt.
+//! How long a call waits for a remote that does not answer, also where the kernel does not interrupt it and when the daemon dies.
 
 use std::{
     fs,
@@ -14,11 +14,16 @@ use crate::{
     support::{eventually, within},
 };
 
-pub const ALL: [Test; 6] = [
+pub const ALL: [Test; 7] = [
     (
         "a_silent_remote_is_an_error",
         &[],
         a_silent_remote_is_an_error,
+    ),
+    (
+        "whoever_waits_when_it_dies",
+        &[],
+        whoever_waits_when_it_dies,
     ),
     ("an_outage_is_waited_for", &[], an_outage_is_waited_for),
     (
@@ -171,5 +176,19 @@ fn the_same_name_ends_at_the_timeout() {
         assert!(took > NOT_BEFORE, "{signal}: {took:?}");
         assert_eq!(first.result(), "EIO after 0 EINTR, 0 signals");
         comes_back(behind);
+    }
+}
+
+/// The daemon is killed while they wait. They are told of another error than those who come later.
+fn whoever_waits_when_it_dies() {
+    for call in CALLS {
+        let mut behind = Behind::new(&[]);
+        let mut caller = waiting(&behind, call, 1, &[]);
+        behind.mount.child.kill().unwrap();
+        behind.mount.child.wait().unwrap();
+        let line = caller.result();
+        assert_eq!(line, "ECONNABORTED after 0 EINTR, 0 signals", "{call:?}");
+        let error = fs::metadata(behind.mount.at("n2")).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::ENOTCONN));
     }
 }
