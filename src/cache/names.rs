@@ -1,4 +1,4 @@
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc, time::Instant};
 
 use super::{Cache, CacheError, flights::Flights, index, rows::Row, store::Command};
 use crate::{
@@ -29,6 +29,7 @@ impl Cache {
     }
 
     async fn ask_root(self: &Arc<Self>, name: &Name) -> Result<Node, CacheError> {
+        let started = Instant::now();
         let mut answer = self.remote.root(name, Patience::Once).await;
         if let Err(error) = &answer
             && !error.is_not_found()
@@ -44,7 +45,7 @@ impl Cache {
                 return Ok(node);
             }
             if error.is_transient() {
-                answer = self.remote.root(name, Patience::Policy).await;
+                answer = self.remote.root(name, Patience::Since(started)).await;
             }
         }
         match answer {

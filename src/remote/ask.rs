@@ -88,10 +88,14 @@ impl Chain {
         if remembered && self.0.missing.contains_key(&question.object) {
             return Err(self.not_found(question.object));
         }
-        let started = Instant::now();
+        let started = match question.patience {
+            Patience::Since(started) => started,
+            Patience::Once | Patience::Policy => Instant::now(),
+        };
         let mut delays = delays();
         let mut told = false;
         loop {
+            let begun = Instant::now();
             let error = match self.round(&question).await {
                 Ok(value) => return Ok(value),
                 Err(error) => error,
@@ -113,7 +117,9 @@ impl Chain {
                 stand_back(urgency, pause.or_else(|| delays.next())).await;
                 continue;
             }
-            if question.patience == Patience::Once || now >= until {
+            // Another round would end too late, if nothing comes for as long again.
+            let silent = (now - begun).min(self.0.policy.idle());
+            if question.patience == Patience::Once || now + silent >= until {
                 return Err(error);
             }
             // A person who waits for long wants to know for what.

@@ -59,6 +59,8 @@ pub enum Patience {
     Once,
     /// As the policy says.
     Policy,
+    /// As the policy says of who has waited since then.
+    Since(Instant),
 }
 
 impl Chain {

@@ -17,6 +17,7 @@ mod inherited;
 mod paths;
 mod signals;
 mod surroundings;
+mod test_script;
 
 use std::{
     fs,

@@ -105,6 +105,17 @@ fn what_is_ignored() {
     assert_eq!(fs::read(mount.at("hello")).unwrap(), b"Hello World");
     assert_eq!(fs::read(mount.at("large")).unwrap().len(), 5_000_001);
     mount.stop();
+    // And in the background.
+    let mount = Background::start(&scratch);
+    for signal in [libc::SIGUSR1, libc::SIGUSR2, libc::SIGALRM] {
+        mount.signal(signal);
+    }
+    assert_eq!(
+        fs::read(scratch.mnt().join("large")).unwrap().len(),
+        5_000_001
+    );
+    assert!(mount.is_alive());
+    scratch.ok(["unmount".as_ref(), scratch.mnt().as_os_str()]);
 }
 
 #[test]

@@ -31,6 +31,56 @@ fn the_mount_of_an_ordinary_user_is_theirs() {
     assert_eq!((metadata.uid(), metadata.gid()), (0, 0));
 }
 
+/// git refuses a work tree that belongs to somebody else, as each mount of an ordinary user once was root's.
+#[test]
+#[ignore = "needs /dev/fuse"]
+fn git_takes_the_mount_of_an_ordinary_user() {
+    let scratch = prepared();
+    let repository = scratch.path("repository");
+    fs::create_dir(&repository).unwrap();
+    let script = "git init -q . && echo tracked > file && git add file &&
+        git -c user.name=n -c user.email=e commit -q -m message";
+    let mut command = Command::new("sh");
+    command.args(["-ec", script]).current_dir(&repository);
+    command.env("HOME", scratch.path("home"));
+    succeeded(&support::output(command));
+    let args = ["import", "--name", "repository"].map(AsRef::as_ref);
+    scratch.ok(args.into_iter().chain([repository.as_os_str()]));
+    let output = as_user(
+        &scratch,
+        r"
+        ./castore mount repository mnt
+        git -C mnt log --format=%s
+        git -C mnt status --porcelain
+        ./castore unmount mnt
+        ./castore mount --owner 1:2 repository mnt
+        if git -C mnt status 2>refused; then exit 3; fi
+        grep -q 'dubious ownership' refused
+        ./castore unmount mnt
+        ",
+    );
+    assert_eq!(succeeded(&output), "message\n");
+}
+
+/// The owner of everything gets the error of a read-only filesystem too, and not one of permissions.
+#[test]
+#[ignore = "needs /dev/fuse"]
+fn its_owner_cannot_write_either() {
+    let output = as_user(
+        &prepared(),
+        r#"
+        ./castore mount tree mnt
+        for change in 'echo x >mnt/hello' 'echo x >>mnt/new' 'mkdir mnt/new' 'rm mnt/hello' 'rmdir mnt/empty'             'mv mnt/hello mnt/new' 'ln mnt/hello mnt/new' 'ln -s x mnt/new' 'chmod 600 mnt/hello' 'touch mnt/hello'; do
+            if LC_ALL=C sh -c "$change" 2>refused </dev/null; then exit 3; fi
+            grep -q 'Read-only file system' refused || { echo "$change"; cat refused; }
+        done
+        cat mnt/hello
+        ./castore unmount mnt
+        "#,
+    );
+    assert_eq!(succeeded(&output), "Hello World");
+}
+
 #[test]
 #[ignore = "needs /dev/fuse"]
 fn a_hint_is_given_only_where_it_helps() {

@@ -39,9 +39,14 @@ pub fn missing(programs: &[&str]) -> Option<String> {
         .map(|program| format!("no {program}: run contrib/test-programs.sh"))
 }
 
-fn find(program: &str) -> Option<PathBuf> {
+/// Where a program is: installed, or unpacked by `contrib/test-programs.sh` into the target directory.
+pub fn find(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
+    let unpacked = Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("programs");
+    let unpacked = ["usr/sbin", "usr/bin"].map(|dir| unpacked.join(dir));
     std::env::split_paths(&path)
+        .chain(["/usr/sbin".into()])
+        .chain(unpacked)
         .map(|dir| dir.join(program))
         .find(|path| path.is_file())
 }

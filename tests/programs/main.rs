@@ -7,6 +7,8 @@
 //! - `compile`: compilers, the dynamic linker, Python and programs without large-file support
 //! - `watches`: locks, watches and working directories
 //! - `git`: a mounted work tree
+//! - `indexers`: programs that walk the whole machine
+//! - `limits`: how little memory is enough
 //!
 //! A test whose program is not installed here is reported as ignored, with the reason.
 
@@ -23,6 +25,7 @@ mod compile;
 mod copies;
 mod fixture;
 mod git;
+mod indexers;
 mod limits;
 mod numbers;
 mod overlay;
@@ -53,13 +56,14 @@ fn main() {
     let mut args = Arguments::from_args();
     // Daemons and what runs over them share few processors; more at once only makes each wait.
     args.test_threads = args.test_threads.or(Some(4));
-    let themes: [(&str, &[Test]); 7] = [
+    let themes: [(&str, &[Test]); 8] = [
         ("numbers", &numbers::ALL),
         ("copies", &copies::ALL),
         ("overlay", &overlay::ALL),
         ("compile", &compile::ALL),
         ("watches", &watches::ALL),
         ("git", &git::ALL),
+        ("indexers", &indexers::ALL),
         ("limits", &limits::ALL),
     ];
     let trials = themes

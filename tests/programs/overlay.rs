@@ -17,7 +17,7 @@ use crate::{
     support::{DEADLINE, detach, eventually, is_mounted, output, tree::file, tree::snapshot, wait},
 };
 
-pub const ALL: [Test; 8] = [
+pub const ALL: [Test; 9] = [
     ("writes_stay_apart", &["mount"], || writes_stay_apart("")),
     ("writes_stay_apart_with_xino", &["mount"], || {
         writes_stay_apart(",xino=on");
@@ -28,6 +28,7 @@ pub const ALL: [Test; 8] = [
     }),
     ("numbers_fit_xino", &["mount", "du"], numbers_fit_xino),
     ("read_only_with_xino", &["mount", "du"], read_only_with_xino),
+    ("index_falls_back", &["mount"], index_falls_back),
     (
         "fuse_overlayfs_lists_both",
         &["fuse-overlayfs"],
@@ -52,6 +53,11 @@ struct Above {
 impl Above {
     /// overlayfs, with its upper directory on the disk of the tests, or on tmpfs where that cannot be one.
     fn overlay(tree: &Tree, options: &str) -> Self {
+        Self::of(tree, &tree.mount.path, options)
+    }
+
+    /// The same above another directory than the mount.
+    fn of(tree: &Tree, lower: &Path, options: &str) -> Self {
         let [path, disk] = ["merged", "disk"].map(|name| tree.dir(name));
         let mut above = Self {
             path: path.clone(),
@@ -60,10 +66,12 @@ impl Above {
             daemon: None,
         };
         let mount = || {
+            // The disk is another one at the second try.
+            fs::create_dir_all(lower).unwrap();
             let [upper, work] = ["upper", "work"].map(|name| tree.dir(&format!("disk/{name}")));
             let options = format!(
                 "lowerdir={},upperdir={},workdir={}{options}",
-                tree.mount.path.display(),
+                lower.display(),
                 upper.display(),
                 work.display()
             );
@@ -348,6 +356,36 @@ fn read_only_with_xino() {
     assert!(snapshot(&merged) == snapshot(&tree.source()));
     drop(above);
     second.stop();
+    tree.mount.stop();
+}
+
+/// overlayfs keeps its index by file handles, which a mount has none of: it is mounted without one, and the kernel's log says so.
+fn index_falls_back() {
+    let mut log = Log::new();
+    let tree = Tree::of_twins();
+    let above = Above::overlay(&tree, ",index=on");
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+    let path = format!(" {} overlay ", above.path.display());
+    let options = mounts.lines().find(|line| line.contains(&path)).unwrap();
+    assert!(!options.contains("index=on"), "{options}");
+    let said = log.read();
+    let lower = tree.mount.path.display().to_string();
+    let ours = said.lines().find(|line| line.contains(&lower));
+    let ours = ours.unwrap_or_else(|| panic!("the kernel says nothing: {said}"));
+    assert!(
+        ours.contains("does not support file handles") && ours.contains("index=off"),
+        "{ours}"
+    );
+    // It is an overlay like any other.
+    above.write("one", "CHANGED");
+    assert_eq!(above.read("two"), "equal\n");
+    drop(above);
+    // Above a directory that has file handles the index stays on, so the kernel knows the option.
+    let above = Above::of(&tree, &tree.scratch.path("disk/lower"), ",index=on");
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+    let options = mounts.lines().find(|line| line.contains(&path)).unwrap();
+    assert!(options.contains("index=on"), "{options}");
+    drop(above);
     tree.mount.stop();
 }
 

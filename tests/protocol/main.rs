@@ -12,6 +12,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod interrupts;
 mod operations;
 mod panics;
 mod peer;

@@ -195,3 +195,22 @@ fn a_listing_in_small_replies_is_whole() {
     peer.call(GETATTR, 1, &[0; 16]);
     assert_eq!(peer.fs.inode_count(), 1);
 }
+
+/// A handle on a file that was forgotten must not become one on another file.
+#[test]
+fn a_node_id_is_never_used_again() {
+    let mut peer = Peer::new();
+    let mut seen = std::collections::BTreeSet::new();
+    for _ in 0..100 {
+        for name in ["hello", "hello-too", "deep", "link"] {
+            let node = peer.lookup(1, name);
+            assert!(
+                seen.insert(node),
+                "{name} has {node}, which was used before"
+            );
+            peer.send(FORGET, node, &1_u64.to_ne_bytes());
+            assert_eq!(peer.call(GETATTR, node, &[0; 16]).errno, libc::ESTALE);
+        }
+    }
+    assert_eq!(peer.fs.inode_count(), 1);
+}

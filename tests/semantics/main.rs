@@ -11,8 +11,13 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod attributes;
 mod document;
 mod files;
+mod limits;
+mod locks;
+mod pages;
+mod sources;
 mod switch;
 
 use std::fs;

@@ -89,7 +89,33 @@ pub fn helpers() -> &'static Path {
 pub struct Behind {
     pub mount: Mount,
     pub gate: Gate,
+    /// What a test has mounted on the scratch directory, which goes before the directory does.
+    pub bound: Option<Bound>,
     _scratch: Scratch,
+}
+
+/// A directory that is mounted on itself, so that what is mounted in it can be seen in other mount namespaces.
+pub struct Bound(PathBuf);
+
+impl Bound {
+    pub fn shared(dir: &Path) -> Self {
+        let mount = |how: &str, places: &[&Path]| {
+            let mut command = Command::new("mount");
+            command.arg(how).args(places);
+            succeeded(&output(command));
+        };
+        mount("--bind", &[dir, dir]);
+        let bound = Self(dir.to_owned());
+        mount("--make-private", &[dir]);
+        mount("--make-shared", &[dir]);
+        bound
+    }
+}
+
+impl Drop for Bound {
+    fn drop(&mut self) {
+        detach(&self.0);
+    }
 }
 
 /// Where the kernel tells of FUSE mounts; mounted once, where the machine has not done so.
@@ -147,7 +173,9 @@ impl Behind {
         // Nothing is asked for but what somebody waits for, so that it can be counted.
         command.args(["--prefetch", "off", "--profile", "off", "--names-ttl", "1h"]);
         // A part of it is what a remote may be silent; that of the tests is, and must not be asked again for that.
-        command.args(["--timeout", "300s"]);
+        if !options.contains(&"--timeout") {
+            command.args(["--timeout", "300s"]);
+        }
         command.args(options);
         command.arg(scratch.mnt());
         command.env("CASTORE_REMOTE", gate.address());
@@ -156,6 +184,7 @@ impl Behind {
         Self {
             mount,
             gate,
+            bound: None,
             _scratch: scratch,
         }
     }
@@ -189,6 +218,20 @@ impl Behind {
         assert!(bytes.unwrap() == tree::noise(7, 5000), "other bytes");
         eventually("no request is left", || self.unanswered() == 0);
     }
+}
+
+/// A program with the arguments and the environment of a daemon, and its own words before them.
+pub fn before(program: &str, words: &[&str], daemon: &Command) -> Command {
+    let mut command = Command::new(program);
+    command.args(words);
+    command.arg(daemon.get_program()).args(daemon.get_args());
+    for (name, value) in daemon.get_envs() {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
+    command
 }
 
 /// A process that waits in a mount. Killed when this is dropped.
@@ -329,7 +372,12 @@ impl Caller {
 
     /// The signal that has ended it, at once.
     pub fn ended_by(&mut self) -> i32 {
-        let status = wait(&mut self.child, AT_ONCE);
+        self.ended_within(AT_ONCE)
+    }
+
+    /// The signal that has ended it.
+    pub fn ended_within(&mut self, limit: Duration) -> i32 {
+        let status = wait(&mut self.child, limit);
         let status = status.unwrap_or_else(|| panic!("{} is not gone", self.what));
         let line = self.lines.recv_timeout(DEADLINE).unwrap_or_default();
         status

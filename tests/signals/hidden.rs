@@ -1,17 +1,27 @@
 //! Callers that the daemon cannot see, or would take for others.
 
-use std::{fs, process::Command};
+use std::{
+    fs,
+    path::Path,
+    process::Command,
+    time::{Duration, Instant},
+};
 
 use libc::{SIGKILL, SIGTERM, SIGUSR1};
 
 use crate::{
     Test,
-    fixture::{AT_ONCE, Behind, CALLS, Caller, call, waiting},
+    fixture::{AT_ONCE, Behind, Bound, CALLS, Caller, before, call, waiting},
     support::{DEADLINE, eventually, output, succeeded, wait},
 };
 
-pub const ALL: [Test; 4] = [
+pub const ALL: [Test; 5] = [
     ("an_interrupt_ends", &["unshare"], an_interrupt_ends),
+    (
+        "hidepid",
+        &["unshare", "nsenter", "setpriv", "mount"],
+        hidepid,
+    ),
     ("a_kill_ends", &["unshare"], a_kill_ends),
     (
         "numbers_of_others",
@@ -24,17 +34,74 @@ pub const ALL: [Test; 4] = [
 /// The daemon in a namespace of its own: callers outside of it have no number there, and no fate that it could look at.
 fn hidden() -> Behind {
     Behind::by(&[], |daemon| {
-        let mut command = Command::new("unshare");
-        command.args(["--pid", "--fork", "--kill-child"]);
-        command.arg(daemon.get_program()).args(daemon.get_args());
-        for (name, value) in daemon.get_envs() {
-            match value {
-                Some(value) => command.env(name, value),
-                None => command.env_remove(name),
-            };
-        }
-        command
+        before("unshare", &["--pid", "--fork", "--kill-child"], &daemon)
     })
+}
+
+/// Takes away the capability that sees all processes in spite of `hidepid`. Containers have it seldom.
+const WITHOUT_PTRACE: [&str; 3] = ["setpriv", "--bounding-set", "-sys_ptrace"];
+
+/// The daemon with a `/proc` that hides the processes of others, in a mount namespace of its own. The mount is seen outside.
+fn behind_hidepid() -> Behind {
+    let mut bound = None;
+    let mut behind = Behind::by(&[], |daemon| {
+        let mnt = Path::new(daemon.get_args().last().unwrap());
+        bound = Some(Bound::shared(mnt.parent().unwrap()));
+        // The group that sees all is root's unless another one is named.
+        let script = format!(
+            "mount --make-private /proc && mount -t proc -o hidepid=2,gid=65534 proc /proc && exec {} \"$@\"",
+            WITHOUT_PTRACE.join(" ")
+        );
+        let words = [
+            "--mount",
+            "--propagation",
+            "unchanged",
+            "sh",
+            "-c",
+            &script,
+            "sh",
+        ];
+        before("unshare", &words, &daemon)
+    });
+    behind.bound = bound;
+    behind
+}
+
+/// Whether a process that is started as the daemon was finds another one in its `/proc`.
+fn is_seen_by(behind: &Behind, pid: i32) -> bool {
+    let mut command = Command::new("nsenter");
+    command.arg(format!("--mount=/proc/{}/ns/mnt", behind.mount.child.id()));
+    command.args(WITHOUT_PTRACE);
+    command.args(["test", "-e", &format!("/proc/{pid}/status")]);
+    output(command).status.success()
+}
+
+/// Of what is hidden it cannot be told which signal came, so that a call ends with EINTR a second after any.
+fn hidepid() {
+    let usr1 = format!("c={SIGUSR1}");
+    for call in CALLS {
+        let behind = behind_hidepid();
+        let mut caller = waiting(&behind, call, 1, &[&usr1]);
+        assert!(!is_seen_by(&behind, caller.pid), "the caller is not hidden");
+        let signalled = Instant::now();
+        caller.signal(SIGUSR1);
+        assert_eq!(
+            caller.result(),
+            "EINTR after 1 EINTR, 1 signals",
+            "{call:?}"
+        );
+        let after = signalled.elapsed();
+        assert!(after >= Duration::from_millis(900), "{call:?}: {after:?}");
+        let mut caller = waiting(&behind, call, 2, &[]);
+        caller.signal(SIGTERM);
+        assert_eq!(caller.ended_by(), SIGTERM, "{call:?}");
+        // Nobody else is interrupted.
+        let mut caller = waiting(&behind, call, 3, &[]);
+        caller.goes_on_waiting();
+        behind.gate.open();
+        assert_eq!(caller.value(0), call.3, "{call:?}");
+        behind.finish();
+    }
 }
 
 /// `unshare` takes no TERM for its child.

@@ -7,6 +7,7 @@
 //! - `caught`: signals that are caught, ignored or blocked
 //! - `stops`: stops, debuggers and freezers, after which an innocent process goes on
 //! - `hidden`: callers that the daemon cannot see
+//! - `timeouts`: how long a call waits for a remote that does not answer
 //!
 //! A test whose program or kernel facility is not there is reported as ignored, with the reason.
 
@@ -28,6 +29,7 @@ mod retries;
 mod stops;
 #[path = "../support/mod.rs"]
 mod support;
+mod timeouts;
 
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 
@@ -52,12 +54,13 @@ fn main() {
     let mut args = Arguments::from_args();
     // They wait more than they work.
     args.test_threads = args.test_threads.or(Some(6));
-    let themes: [(&str, &[Test]); 5] = [
+    let themes: [(&str, &[Test]); 6] = [
         ("retries", &retries::ALL),
         ("ends", &ends::ALL),
         ("caught", &caught::ALL),
         ("stops", &stops::ALL),
         ("hidden", &hidden::ALL),
+        ("timeouts", &timeouts::ALL),
     ];
     let trials = themes
         .iter()

@@ -10,7 +10,7 @@ use crate::{
     support::{eventually, output},
 };
 
-pub const ALL: [Test; 10] = [
+pub const ALL: [Test; 12] = [
     ("stop_and_cont", &[], stop_and_cont),
     ("stopped_when_it_comes", &[], stopped_when_it_comes),
     ("tstp_and_cont", &[], tstp_and_cont),
@@ -21,6 +21,12 @@ pub const ALL: [Test; 10] = [
     ("freezer_v1", &["freezer v1", "ls"], || frozen(1)),
     ("freezer_v2", &["freezer v2", "ls"], || frozen(2)),
     ("killed_while_frozen", &["freezer v2"], killed_while_frozen),
+    ("frozen_with_the_daemon_v1", &["freezer v1"], || {
+        frozen_with_the_daemon(1);
+    }),
+    ("frozen_with_the_daemon_v2", &["freezer v2"], || {
+        frozen_with_the_daemon(2);
+    }),
 ];
 
 /// Has each way of waiting stopped by `stop` and taken up by `go`, and looks that nothing came of it.
@@ -179,6 +185,19 @@ impl Freezer {
         self.set("cgroup.procs", &caller.pid.to_string());
     }
 
+    fn add_daemon(&self, behind: &Behind) {
+        self.set("cgroup.procs", &behind.mount.child.id().to_string());
+    }
+
+    /// Whoever is still in it goes to the group above.
+    fn empty(&self) {
+        let processes = fs::read_to_string(self.dir.join("cgroup.procs")).unwrap_or_default();
+        for process in processes.lines() {
+            // It may have ended meanwhile.
+            let _ = fs::write(self.dir.with_file_name("cgroup.procs"), process);
+        }
+    }
+
     fn freeze(&self) {
         match self.version {
             1 => self.set("freezer.state", "FROZEN"),
@@ -212,6 +231,7 @@ impl Drop for Freezer {
         } else if let Ok(mut file) = fs::File::create(self.dir.join("freezer.state")) {
             let _ = file.write_all(b"THAWED");
         }
+        self.empty();
         // Processes leave it a moment after they have ended.
         for _ in 0..100 {
             if fs::remove_dir(&self.dir).is_ok() {
@@ -276,4 +296,35 @@ fn killed_while_frozen() {
     assert_eq!(caller.ended_by(), SIGKILL);
     drop(freezer);
     behind.finish();
+}
+
+/// What a suspend does to all processes, the daemon among them, is done to these two; the freezer of version 1 is the one that a
+/// suspend uses. No machine is suspended here.
+fn frozen_with_the_daemon(version: u8) {
+    for call in CALLS {
+        let behind = Behind::new(&[]);
+        let freezer = Freezer::new(version);
+        // With nobody waiting both are frozen at once, and go on afterwards.
+        behind.warm("n0");
+        freezer.add_daemon(&behind);
+        freezer.freeze();
+        eventually("the daemon is frozen", || freezer.is_frozen());
+        freezer.thaw();
+        // A call that waits keeps its caller from being frozen: the daemon is, and answers nothing.
+        let mut caller = waiting(&behind, call, 1, &[]);
+        freezer.add(&caller);
+        freezer.freeze();
+        caller.interrupted();
+        behind.gate.open();
+        caller.goes_on_waiting();
+        assert!(!freezer.is_frozen(), "{call:?}");
+        // As after a suspend that was given up. The call has lost nothing.
+        freezer.thaw();
+        let line = caller.result();
+        let expected = format!("{} after 0 EINTR, 0 signals", call.3);
+        assert_eq!(line, expected, "{call:?}");
+        assert_eq!(behind.gate.asked_again(), [], "{call:?}");
+        drop(freezer);
+        behind.finish();
+    }
 }

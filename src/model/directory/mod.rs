@@ -10,7 +10,7 @@ mod name_index;
 
 use self::{
     encoding::{Parsed, entry_at, name_at},
-    name_index::{NameIndex, NotMade},
+    name_index::NameIndex,
 };
 use super::{Digest, DigestError, Name, NameError, Node, NodeRef, TargetError};
 
@@ -182,8 +182,7 @@ impl Directory {
     #[must_use]
     pub fn position(&self, name: &[u8]) -> Option<usize> {
         let name_of = |position: usize| name_at(&self.encoded, self.offsets[position]);
-        let found = self.index.find(name, self.offsets.len(), name_of);
-        found.unwrap_or_else(|NotMade| {
+        self.index.find(name, self.offsets.len(), name_of, || {
             self.offsets
                 .binary_search_by(|offset| name_at(&self.encoded, *offset).cmp(name))
                 .ok()

@@ -19,6 +19,8 @@ const BYTES: usize = 12;
 /// of its steps, this does so twice.
 #[derive(Debug, Default)]
 pub(super) struct NameIndex {
+    /// The position behind the one that was found last: whoever looks up what it has listed comes in that order.
+    next: AtomicUsize,
     searches: AtomicUsize,
     table: OnceLock<(DefaultHashBuilder, HashTable<u32>)>,
 }
@@ -29,8 +31,31 @@ impl NameIndex {
         if len < WORTH_IT { 0 } else { len * BYTES }
     }
 
-    /// Where the name is among `len` entries, of which `name_at` gives the names; `Err` when that is not known yet.
+    /// Where the name is among `len` entries, of which `name_at` gives the names, and which `search` finds slowly.
     pub(super) fn find<'a>(
+        &self,
+        name: &[u8],
+        len: usize,
+        name_at: impl Fn(usize) -> &'a [u8],
+        search: impl Fn() -> Option<usize>,
+    ) -> Option<usize> {
+        let next = self.next.load(Ordering::Relaxed);
+        if next < len && name_at(next) == name {
+            self.next.store(next + 1, Ordering::Relaxed);
+            return Some(next);
+        }
+        let found = match self.look(name, len, name_at) {
+            Ok(found) => found,
+            Err(NotMade) => search(),
+        };
+        if let Some(found) = found {
+            self.next.store(found + 1, Ordering::Relaxed);
+        }
+        found
+    }
+
+    /// `Err` when there is no table.
+    fn look<'a>(
         &self,
         name: &[u8],
         len: usize,
@@ -62,9 +87,8 @@ impl NameIndex {
     }
 }
 
-/// There is no table yet.
-#[derive(Debug)]
-pub(super) struct NotMade;
+/// There is no table.
+struct NotMade;
 
 /// A copy makes its own.
 impl Clone for NameIndex {
@@ -91,16 +115,18 @@ mod tests {
         for len in [0, 1, WORTH_IT - 1, WORTH_IT, 1000] {
             let names: Vec<_> = (0..len).map(|number| format!("{number:05}")).collect();
             let index = NameIndex::default();
-            let find = |name: &str| index.find(name.as_bytes(), len, |at| names[at].as_bytes());
+            let search = |name: &str| names.binary_search_by(|known| (**known).cmp(name)).ok();
+            let name_at = |at: usize| names[at].as_bytes();
+            let find = |name: &str| index.find(name.as_bytes(), len, name_at, || search(name));
             for round in 0..3 {
-                for (at, name) in names.iter().enumerate() {
-                    match find(name) {
-                        Ok(found) => assert_eq!(found, Some(at)),
-                        Err(NotMade) => assert!(round == 0 || len < WORTH_IT),
-                    }
+                // In order, against it, and without any.
+                for at in 0..len {
+                    let at = [at, len - 1 - at, at * 7919 % len][round];
+                    assert_eq!(find(&names[at]), Some(at));
                 }
             }
-            assert!(find("absent").is_ok_and(|found| found.is_none()) || len < WORTH_IT);
+            assert_eq!(find("absent"), None);
+            assert_eq!(index.table.get().is_some(), len >= WORTH_IT);
             if let Some((_, table)) = index.table.get() {
                 assert!(table.allocation_size() <= NameIndex::weight(len));
             }
