@@ -92,6 +92,11 @@ impl Daemon {
         let _ = fs::remove_file(self.socket());
     }
 
+    /// Starts it again on the same socket; it must have ended.
+    pub fn restart(&mut self, back_end: &BackEnd, scratch: &Scratch) {
+        self.child = launch(back_end, scratch, self.dir.path());
+    }
+
     /// Whether it has neither ended nor said that it panicked.
     pub fn is_well(&mut self) -> bool {
         self.child.try_wait().unwrap().is_none() && !self.log().contains("panicked")

@@ -171,6 +171,19 @@ impl Guest {
         assert!(status.success(), "QEMU: {status}, {}", self.console());
     }
 
+    /// Has QEMU end without asking the guest, which may be waiting for its back end.
+    pub fn quit(mut self) {
+        self.qmp.execute("quit", &json!({}));
+        let status = wait(&mut self.qemu, DEADLINE);
+        let status = status.unwrap_or_else(|| self.fail("quit", &Silence::Late));
+        assert!(status.success(), "QEMU: {status}, {}", self.console());
+    }
+
+    /// Whether QEMU still runs.
+    pub fn is_on(&mut self) -> bool {
+        self.qemu.try_wait().unwrap().is_none()
+    }
+
     /// The end of what the guest's kernel and QEMU have said.
     pub fn console(&self) -> String {
         said(self.dir.path())

@@ -7,6 +7,7 @@
 //! - `back_end`: the daemons that serve a tree to the guest
 //! - `mounts`: what a guest sees of a tree
 //! - `resets`: a guest that starts again without a word
+//! - `deaths`: a back end that is killed
 //!
 //! Where QEMU, the guest's kernel or a back end is missing, its tests are reported as ignored, with the reason;
 //! `contrib/test-vm.sh` gets the first two. Run by `make test-vm`.
@@ -21,6 +22,7 @@
 )]
 
 mod back_end;
+mod deaths;
 mod guest;
 mod initramfs;
 mod mounts;
@@ -54,7 +56,11 @@ fn main() {
     let mut args = Arguments::from_args();
     // An emulated guest has two processors, and each of them takes one of the machine's.
     args.test_threads = args.test_threads.or(Some(1));
-    let themes: [(&str, &[Test]); 2] = [("mounts", &mounts::ALL), ("resets", &resets::ALL)];
+    let themes: [(&str, &[Test]); 3] = [
+        ("mounts", &mounts::ALL),
+        ("resets", &resets::ALL),
+        ("deaths", &deaths::ALL),
+    ];
     let trials = back_end::ALL.iter().flat_map(|back_end| {
         themes.iter().flat_map(move |(theme, tests)| {
             tests.iter().map(move |test| trial(back_end, theme, *test))
