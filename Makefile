@@ -2,7 +2,7 @@
 
 CARGO ?= cargo
 
-.PHONY: demo test test-long lint bench bench-walk bench-remote bench-prefetch deny setup servers programs
+.PHONY: demo test test-long test-vm lint bench bench-walk bench-remote bench-prefetch deny setup servers programs
 
 demo: setup
 	contrib/demo.sh
@@ -19,10 +19,15 @@ test: setup servers programs
 test-long: setup
 	$(CARGO) test --locked --release --test long -- --test-threads=1 --nocapture
 
+# Guests under QEMU, to which back ends of vhost-user-fs serve trees. What is missing is reported as ignored.
+test-vm: setup
+	@contrib/test-vm.sh $${CARGO_TARGET_DIR:-target}/vm
+	$(CARGO) test --locked --test vm
+
 lint:
 	$(CARGO) fmt --check
 	$(CARGO) clippy --locked --all-targets -- -D warnings
-	$(CARGO) clippy --locked --test long -- -D warnings
+	$(CARGO) clippy --locked --test long --test vm -- -D warnings
 
 # Native and mounted reads side by side, as a table of ratios. Takes some minutes; needs root for fresh caches.
 bench: setup

@@ -432,7 +432,7 @@ fn free_ports() -> [u16; PORTS] {
 }
 
 /// Starts a process in a group of its own, which dies with this one.
-fn spawn(mut command: Command) -> Child {
+pub fn spawn(mut command: Command) -> Child {
     type Job = (Command, mpsc::Sender<io::Result<Child>>);
     // The kernel kills the child when the thread that started it ends, and those of tests end early: so one that never
     // does starts them all.

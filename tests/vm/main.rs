@@ -1,0 +1,71 @@
+//! Back ends of vhost-user-fs under a real guest, which QEMU emulates.
+//!
+//! - `guest`: boots a guest, runs scripts in it, resets it, powers it off
+//! - `initramfs`: what the guest boots with
+//! - `serial`: how scripts get into the guest and their output gets out of it
+//! - `qmp`: how QEMU is asked for a reset
+//! - `back_end`: the daemons that serve a tree to the guest
+//! - `mounts`: what a guest sees of a tree
+//! - `resets`: a guest that starts again without a word
+//! - `deaths`: a back end that is killed
+//!
+//! Where QEMU, the guest's kernel or a back end is missing, its tests are reported as ignored, with the reason;
+//! `contrib/test-vm.sh` gets the first two. Run by `make test-vm`.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::disallowed_methods,
+    unreachable_pub,
+    reason = "a test fails by panicking, and blocks on what it tests"
+)]
+
+mod back_end;
+mod deaths;
+mod guest;
+mod initramfs;
+mod mounts;
+mod qmp;
+mod resets;
+mod serial;
+#[path = "../support/mod.rs"]
+mod support;
+
+use libtest_mimic::{Arguments, Completion, Failed, Trial};
+
+use back_end::BackEnd;
+
+/// A test and its name, run once for each back end.
+type Test = (&'static str, fn(&BackEnd));
+
+fn trial(back_end: &'static BackEnd, theme: &str, (name, test): Test) -> Trial {
+    let name = format!("{}::{theme}::{name}", back_end.name);
+    Trial::ignorable_test(name, move || {
+        match guest::missing().or_else(|| back_end.missing()) {
+            None => {
+                test(back_end);
+                Ok::<_, Failed>(Completion::Completed)
+            }
+            Some(reason) => Ok(Completion::ignored_with(reason)),
+        }
+    })
+}
+
+fn main() {
+    let mut args = Arguments::from_args();
+    // An emulated guest has two processors, and each of them takes one of the machine's.
+    args.test_threads = args.test_threads.or(Some(1));
+    let themes: [(&str, &[Test]); 3] = [
+        ("mounts", &mounts::ALL),
+        ("resets", &resets::ALL),
+        ("deaths", &deaths::ALL),
+    ];
+    let trials = back_end::ALL.iter().flat_map(|back_end| {
+        themes.iter().flat_map(move |(theme, tests)| {
+            tests.iter().map(move |test| trial(back_end, theme, *test))
+        })
+    });
+    let trials = trials.collect();
+    libtest_mimic::run(&args, trials).exit();
+}
