@@ -27,7 +27,9 @@ pub struct Blob {
     /// Which chunks have not been there yet: once all were, the blob is verified as a whole. The lock is held for a look
     /// only.
     unseen: Mutex<Unseen>,
-    /// The chunks, joined, do not have the blob's digest: the manifest lies.
+    /// The chunks, joined, have the blob's digest.
+    proven: AtomicBool,
+    /// They do not: the manifest lies.
     wrong: AtomicBool,
     /// Where its parts come one by one, and their digests with them.
     arriving: Option<Arc<Arriving>>,
@@ -57,6 +59,7 @@ impl Blob {
                 seen,
                 left,
             }),
+            proven: AtomicBool::new(manifest.is_whole(digest)),
             wrong: AtomicBool::new(false),
             arriving: None,
             manifest,
@@ -68,7 +71,7 @@ impl Blob {
         let places = vec![None; manifest.chunks().len()];
         Self {
             arriving: Some(arriving),
-            ..Self::new(digest, manifest, places).verified()
+            ..Self::new(digest, manifest, places).unverified_by_chunks()
         }
     }
 
@@ -78,8 +81,24 @@ impl Blob {
 
     /// One that was verified as a whole before.
     pub(super) fn verified(self) -> Self {
+        self.set_proven();
+        self.unverified_by_chunks()
+    }
+
+    /// One that is not to be verified by its chunks.
+    fn unverified_by_chunks(self) -> Self {
         self.unseen().verified = true;
         self
+    }
+
+    /// Whether its bytes are known to be those of its digest, and not only those of its manifest's chunks.
+    #[must_use]
+    pub fn is_proven(&self) -> bool {
+        self.proven.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_proven(&self) {
+        self.proven.store(true, Ordering::Relaxed);
     }
 
     /// Notes that a chunk was at hand.

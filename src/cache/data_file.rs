@@ -3,7 +3,10 @@ use std::{
     fs::File,
     io,
     marker::PhantomData,
-    os::unix::fs::FileExt,
+    os::{
+        fd::{AsFd, BorrowedFd},
+        unix::fs::FileExt,
+    },
     path::Path,
     sync::{
         Mutex, PoisonError,
@@ -100,6 +103,12 @@ impl DataFile {
                 chunks: HashMap::new(),
             }),
         })
+    }
+
+    /// For reading; what was written never changes.
+    #[must_use]
+    pub fn descriptor(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
     }
 
     pub(super) const fn number(&self) -> u64 {

@@ -62,6 +62,7 @@ impl Cache {
     fn judge(&self, blob: &Arc<Blob>, right: bool) {
         self.send(Command::Judged(Arc::clone(blob), right));
         if right {
+            blob.set_proven();
             return;
         }
         let error = self.mismatch(blob.digest());

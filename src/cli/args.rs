@@ -189,6 +189,12 @@ pub(super) enum Trust {
 }
 
 impl CacheArgs {
+    /// Whether bytes are served before the whole blob was verified.
+    #[cfg(all(feature = "virtiofs", target_os = "linux"))]
+    pub(super) const fn trusts_streams(&self) -> bool {
+        matches!(self.trust, Trust::Stream)
+    }
+
     pub(super) fn dir(&self) -> PathBuf {
         self.cache_dir.clone().unwrap_or_else(paths::default_cache)
     }

@@ -3,6 +3,7 @@
 //! - `config`: castore.toml
 //! - `args`: the options, their defaults and their environment variables
 //! - `paths`: where things are when nobody says
+//! - `shown`: what a mount or a guest is shown
 //! - `open`: remotes and caches from options, nodes from what a person typed
 //! - `walk`: what a tree is made of
 //! - `progress`: bars on a terminal
@@ -48,11 +49,14 @@ mod registry;
 mod roots;
 mod runtime;
 mod serve;
+mod shown;
 mod status;
 mod switch;
 mod trace;
 mod unmount;
 mod verify;
+#[cfg(all(feature = "virtiofs", target_os = "linux"))]
+mod virtiofs;
 mod walk;
 
 use std::{ffi::OsString, process::ExitCode};
@@ -108,6 +112,8 @@ enum Command {
     Profile(profile::Args),
     Trace(trace::Args),
     Switch(switch::Args),
+    #[cfg(all(feature = "virtiofs", target_os = "linux"))]
+    Virtiofs(Box<virtiofs::Args>),
 }
 
 /// Runs what the command line says.
@@ -147,6 +153,8 @@ pub fn main() -> ExitCode {
         Command::Serve(args) => serve::run(&args),
         Command::Status(args) => status::run(&args),
         Command::Switch(args) => switch::run(&args),
+        #[cfg(all(feature = "virtiofs", target_os = "linux"))]
+        Command::Virtiofs(args) => virtiofs::run(&args),
         Command::Profile(args) => {
             return profile::run(&args).unwrap_or_else(|error| report(&error));
         }

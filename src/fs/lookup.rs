@@ -5,7 +5,7 @@ use super::{
     inodes::{InodeNode, InodeView, Search, Stale},
     root::{ROOT_ID, Root},
 };
-use crate::model::{Directory, Name, NameError, SizeRule, StorePath};
+use crate::model::{Digest, Directory, Name, NameError, SizeRule, StorePath};
 
 /// An entry for the kernel: one lookup, to be taken back by [`Filesystem::forget`].
 #[derive(Debug, Clone, Copy)]
@@ -130,8 +130,31 @@ impl Filesystem {
         if id == ROOT_ID {
             return Err(FsError::IsDirectory);
         }
+        self.content(id).map(|_| ())
+    }
+
+    /// Whether a file's bytes are known to be those of its digest. Those of a blob that was not verified as a whole are only what its
+    /// manifest says.
+    pub fn is_proven(&self, id: u64, held: &Held) -> Outcome<bool> {
+        let (digest, size) = match self.content(id) {
+            Ok(content) => content,
+            Err(error) => return Outcome::Ready(Err(error)),
+        };
+        let at_hand = || self.cache.blob_at_hand(digest, size);
+        match held.blob().or_else(at_hand) {
+            Some(blob) => Outcome::Ready(Ok(blob.is_proven())),
+            None => Outcome::Miss(Miss::Blob {
+                inode: id,
+                digest,
+                size,
+            }),
+        }
+    }
+
+    /// Digest and size of a file.
+    fn content(&self, id: u64) -> Result<(Digest, u64), FsError> {
         match self.inodes.get(id)?.node {
-            InodeNode::File { .. } => Ok(()),
+            InodeNode::File { digest, size, .. } => Ok((digest, size)),
             InodeNode::Directory { .. } => Err(FsError::IsDirectory),
             InodeNode::Symlink { .. } => Err(FsError::NotSymlink),
         }

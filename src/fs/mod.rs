@@ -48,6 +48,8 @@ pub use resolve::{Held, Miss, Outcome};
 pub use root::Root;
 pub use switch::{Outdated, SwitchError};
 pub use transport::fuse;
+#[cfg(all(feature = "virtiofs", target_os = "linux"))]
+pub use transport::virtiofs;
 pub use xattr::{CACHED, CHUNKS};
 
 use self::{

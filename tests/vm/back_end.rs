@@ -24,18 +24,38 @@ pub struct BackEnd {
     command: fn(PathBuf, &Scratch, &Path) -> Command,
 }
 
-pub const ALL: [BackEnd; 1] = [BackEnd {
-    name: "virtiofsd",
-    request_queues: 1,
-    find: find_virtiofsd,
-    command: virtiofsd,
-}];
+pub const ALL: [BackEnd; 2] = [
+    BackEnd {
+        name: "castore",
+        request_queues: 2,
+        find: find_castore,
+        command: castore,
+    },
+    BackEnd {
+        name: "virtiofsd",
+        request_queues: 1,
+        find: find_virtiofsd,
+        command: virtiofsd,
+    },
+];
 
 impl BackEnd {
     /// Why it cannot be tested here; `None`: it can.
     pub fn missing(&self) -> Option<String> {
         (self.find)().err()
     }
+}
+
+fn find_castore() -> Result<PathBuf, String> {
+    Ok(env!("CARGO_BIN_EXE_castore").into())
+}
+
+/// Imports the directory and serves that.
+fn castore(_: PathBuf, scratch: &Scratch, socket: &Path) -> Command {
+    let root = scratch.import(&scratch.path("source"));
+    let mut command = scratch.command(["virtiofs", &root]);
+    command.arg(socket);
+    command
 }
 
 /// The reference daemon, the one that is written in Rust.

@@ -8,20 +8,20 @@ mod serve;
 mod served;
 mod signals;
 
-use std::{fmt, net::SocketAddr, path::PathBuf, str::FromStr, sync::Arc, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
-use anyhow::{Context, bail};
-use clap::{ArgAction, ValueEnum};
+use clap::ValueEnum;
 
 use self::serve::serve;
+pub(super) use self::signals::Signals;
 use super::{
     args::{CacheArgs, RemoteArgs},
     daemon::{self, Log},
     mountpoint, open,
-    prefetch::PrefetchArgs,
     runtime,
+    shown::{ShownArgs, What},
 };
-use crate::{cache, model::RootRef, remote::parse_duration};
+use crate::{cache, remote::parse_duration};
 
 /// Mount a tree
 ///
@@ -53,43 +53,9 @@ pub(super) struct Args {
     #[arg(long, env = "CASTORE_PRESET", value_name = "NAME")]
     preset: Option<String>,
 
-    /// Mount all names, as entries of the root
-    #[arg(long, env = "CASTORE_ALL")]
-    all: bool,
-
-    /// Mount what the remotes know of a Nix store, as /nix/store is
-    #[arg(long, env = "CASTORE_NIX")]
-    nix: bool,
-
-    /// Whether the root can be listed; its entries can be looked up in any case [default: true, and false with --nix,
-    /// where it may have millions]
-    #[arg(long, env = "CASTORE_LIST_ROOT", value_name = "BOOL", action = ArgAction::Set)]
-    list_root: Option<bool>,
-
     /// How long the kernel keeps an entry of a root that changes (--all, --nix), or that there is none
     #[arg(long, env = "CASTORE_NAMES_TTL", value_name = "TIME", default_value = "1s", value_parser = parse_duration)]
     names_ttl: Duration,
-
-    /// Digests can be read as extended attributes; each `ls -l` asks for those of each file then, and is half as fast
-    #[arg(
-        long,
-        env = "CASTORE_XATTR",
-        value_name = "BOOL",
-        default_value_t = false,
-        num_args = 0..=1,
-        require_equals = true,
-        default_missing_value = "true",
-        action = ArgAction::Set
-    )]
-    xattr: bool,
-
-    /// Inode numbers of 32 bits, for programs without large file support: they cannot stat files otherwise
-    #[arg(long, env = "CASTORE_INODE32")]
-    inode32: bool,
-
-    /// User and group that everything belongs to [default: those of the user who mounts]
-    #[arg(long, env = "CASTORE_OWNER", value_name = "UID:GID")]
-    owner: Option<Owner>,
 
     /// Let other users in; always on for root. Others need user_allow_other in /etc/fuse.conf
     #[arg(long, env = "CASTORE_ALLOW_OTHER")]
@@ -124,7 +90,7 @@ pub(super) struct Args {
     foreground: bool,
 
     #[command(flatten)]
-    prefetch: PrefetchArgs,
+    shown: ShownArgs,
 
     #[command(flatten)]
     remotes: RemoteArgs,
@@ -139,41 +105,10 @@ enum IoMode {
     Large,
 }
 
-#[derive(Debug, Clone, Copy)]
-struct Owner(u32, u32);
-
-impl FromStr for Owner {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        text.split_once(':')
-            .and_then(|(user, group)| Some(Self(user.parse().ok()?, group.parse().ok()?)))
-            .ok_or_else(|| "write two numbers, such as 1000:1000".to_owned())
-    }
-}
-
 /// What to mount and where.
 struct Request {
     what: What,
     mountpoint: PathBuf,
-}
-
-enum What {
-    Root(RootRef),
-    /// All names.
-    Names,
-    /// All Nix store paths.
-    StorePaths,
-}
-
-impl fmt::Display for What {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Root(root) => root.fmt(f),
-            Self::Names => f.write_str("all"),
-            Self::StorePaths => f.write_str("nix"),
-        }
-    }
 }
 
 pub(super) fn run(mut args: Args) -> anyhow::Result<()> {
@@ -201,7 +136,7 @@ fn background(args: &mut Args) -> anyhow::Result<()> {
     // Relative paths are of the directory that this process leaves.
     let dir = cache::prepare(&std::path::absolute(args.cache.dir())?)?;
     args.cache.cache_dir = Some(dir.clone());
-    args.prefetch.make_absolute()?;
+    args.shown.prefetch.make_absolute()?;
     if let Some(last) = args.positions.last_mut() {
         *last = mountpoint::absolute(last.as_ref())?.into();
     }
@@ -212,30 +147,11 @@ fn background(args: &mut Args) -> anyhow::Result<()> {
 }
 
 fn request(args: &Args) -> anyhow::Result<Request> {
-    let what = match (args.all, args.nix) {
-        (true, false) => Some(What::Names),
-        (false, true) => Some(What::StorePaths),
-        (false, false) => None,
-        (true, true) => bail!("--all and --nix exclude each other"),
-    };
-    match (&args.positions[..], what) {
-        ([_], Some(what)) if args.prefetch.fills() => {
-            bail!("--prefetch tree and paths are for one tree, and --{what} shows many")
-        }
-        ([mountpoint], Some(what)) => Ok(Request {
-            what,
-            mountpoint: mountpoint.into(),
-        }),
-        ([root, mountpoint], None) => {
-            let root = root.to_str().context("the root is not valid UTF-8")?;
-            Ok(Request {
-                what: What::Root(RootRef::parse(root)?),
-                mountpoint: mountpoint.into(),
-            })
-        }
-        ([_, _], Some(what)) => bail!("--{what} takes a mount point and no root"),
-        _ => bail!("a root and a mount point are needed: castore mount ROOT MOUNTPOINT"),
-    }
+    let (what, mountpoint) = args.shown.what(&args.positions, "MOUNTPOINT")?;
+    Ok(Request {
+        what,
+        mountpoint: mountpoint.into(),
+    })
 }
 
 /// `log` is where a background process logs to.

@@ -5,11 +5,11 @@ use std::{
 };
 
 use anyhow::{Context, anyhow};
-use rustix::process::{getegid, geteuid};
+use rustix::process::geteuid;
 
 use super::{
-    Args, IoMode, Owner, What,
-    served::{Served, shown, tree},
+    Args, IoMode,
+    served::Served,
     signals::Signals,
 };
 use crate::{
@@ -22,9 +22,10 @@ use crate::{
         open, profile,
         raw_path::RawPath,
         registry::{Registered, Registration},
+        shown::{What, shown, tree},
     },
     fs::{
-        Filesystem, Options, Root,
+        Filesystem, Root,
         fuse::{self, MountError, MountOptions, Session, mountinfo},
     },
     serve::metrics::{self, Gauge},
@@ -44,14 +45,7 @@ pub(super) async fn serve(
         What::Root(root) => shown(root, open::root(cache, root).await?)?,
     };
     let source = what.to_string();
-    let options = Options {
-        list_root: args.list_root.unwrap_or(!args.nix),
-        names_ttl: args.names_ttl,
-        xattr: args.xattr,
-        inode32: args.inode32,
-        owner: owner(args),
-        prefetch: args.prefetch.settings()?,
-    };
+    let options = args.shown.options(args.names_ttl)?;
     let mount_options = MountOptions {
         mountpoint: mountpoint.path.clone(),
         source: source.clone(),
@@ -83,7 +77,7 @@ pub(super) async fn serve(
     };
     match tree {
         Some(tree) => {
-            args.prefetch.check(cache, &tree).await?;
+            args.shown.prefetch.check(cache, &tree).await?;
             fs.prefetch().show(tree, name);
         }
         None => fs.prefetch().show_none(),
@@ -145,14 +139,6 @@ pub(super) async fn serve(
     drop(control);
     tracing::info!("unmounted");
     made
-}
-
-/// The user and the group that everything belongs to. What belongs to root in a user's own mount is refused by programs that
-/// compare owners, such as git.
-fn owner(args: &Args) -> (u32, u32) {
-    let own = || Owner(geteuid().as_raw(), getegid().as_raw());
-    let Owner(user, group) = args.owner.unwrap_or_else(own);
-    (user, group)
 }
 
 /// Why there is no mount, with a hint. Takes away what was mounted all the same: the path was free, and is locked.

@@ -8,10 +8,11 @@ use crate::{
     cli::{
         control::{MountStatus, Mounted},
         open, profile,
+        shown::{shown, tree},
     },
-    fs::{Filesystem, Root, fuse::Kernel},
-    model::{Name, Node, RootRef},
-    prefetch::{Trace, Tree},
+    fs::{Filesystem, fuse::Kernel},
+    model::RootRef,
+    prefetch::Trace,
 };
 
 /// A mount, as `castore status` and `castore switch` meet it.
@@ -80,40 +81,5 @@ impl Mounted for Served {
         status.digest.clone_from(&digest);
         tracing::info!(%root, digest, "switched");
         Ok(digest.unwrap_or_else(|| root.to_string()))
-    }
-}
-
-/// What the mount's root shows, and the digest for `status`.
-pub(super) fn shown(root: &RootRef, node: Node) -> anyhow::Result<(Root, Option<String>)> {
-    Ok(match node {
-        Node::Directory { digest, size } => {
-            (Root::Directory { digest, size }, Some(digest.to_string()))
-        }
-        node @ (Node::File { .. } | Node::Symlink { .. }) => {
-            let digest = match &node {
-                Node::File { digest, .. } => Some(digest.to_string()),
-                _ => None,
-            };
-            let name = match root {
-                RootRef::Name(name) => name.clone(),
-                RootRef::StorePath(path) => path.basename().clone(),
-                RootRef::Digest(digest) => Name::new(digest.to_hex())?,
-            };
-            (Root::Single { name, node }, digest)
-        }
-    })
-}
-
-/// What is shown, for those who fetch it ahead; `None`: a symlink.
-pub(super) fn tree(shown: &Root) -> Option<Tree> {
-    match shown {
-        Root::Directory { digest, .. } => Some(Tree::Directory(*digest)),
-        Root::Names => Some(Tree::Names),
-        Root::StorePaths => Some(Tree::StorePaths),
-        Root::Single {
-            node: Node::File { digest, size, .. },
-            ..
-        } => Some(Tree::File(*digest, *size)),
-        Root::Single { .. } => None,
     }
 }

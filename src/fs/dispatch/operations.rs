@@ -8,7 +8,7 @@ use super::{
     opcode::Opcode,
     reply::Unreadable,
     wire::{
-        BatchForgetIn, EntryOut, FOPEN_CACHE_DIR, FOPEN_KEEP_CACHE, ForgetIn, ForgetOne,
+        BatchForgetIn, EntryOut, FOPEN_CACHE_DIR, FOPEN_DIRECT_IO, FOPEN_KEEP_CACHE, FOPEN_NOFLUSH, ForgetIn, ForgetOne,
         GetattrOut, Getxattr, InitIn, InitOut, OpenIn, OpenOut, ReadIn, ReleaseIn, StatfsOut,
         split,
     },
@@ -57,7 +57,7 @@ impl Dispatcher {
             Opcode::Lookup => self.lookup(request, held, take),
             Opcode::Getattr => self.getattr(request, take),
             Opcode::Readlink => self.readlink(request, take),
-            Opcode::Open => self.open(request, take),
+            Opcode::Open => self.open(request, held, take),
             Opcode::Read => self.read(request, held, take),
             Opcode::Statfs => {
                 self.statfs(take);
@@ -181,7 +181,7 @@ impl Dispatcher {
         Ok(())
     }
 
-    fn open(&self, request: &Request<'_>, take: TakeReply<'_, '_>) -> Run {
+    fn open(&self, request: &Request<'_>, held: &Held, take: TakeReply<'_, '_>) -> Run {
         let node = request.header.node;
         let OpenIn { flags, .. } = request.arguments()?;
         self.fs.open(node, flags)?;
@@ -193,9 +193,16 @@ impl Dispatcher {
                 }
             }
             IoMode::Large => {
+                // What turns out to be wrong later can be taken back by a notification, or must not be kept.
+                let kept = self.transport.capabilities().notifications
+                    || ready(self.fs.is_proven(node, held))?;
+                let flags = match kept {
+                    true => FOPEN_NOFLUSH | FOPEN_KEEP_CACHE,
+                    false => FOPEN_NOFLUSH | FOPEN_DIRECT_IO,
+                };
                 // Before the answer: the kernel may close it at once.
                 self.fs.opened(node);
-                if !opened(take, 0, FOPEN_KEEP_CACHE) {
+                if !opened(take, 0, flags) {
                     self.fs.released(node);
                 }
             }

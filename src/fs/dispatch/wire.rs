@@ -10,8 +10,11 @@ use crate::fs::{Attr, Entry};
 const NEVER_EXPIRES: u64 = 1_000_000_000;
 
 /// Flags of [`OpenOut`].
+pub(super) const FOPEN_DIRECT_IO: u32 = 1 << 0;
 pub(super) const FOPEN_KEEP_CACHE: u32 = 1 << 1;
 pub(super) const FOPEN_CACHE_DIR: u32 = 1 << 3;
+/// Nothing is to be flushed when it is closed.
+pub(super) const FOPEN_NOFLUSH: u32 = 1 << 5;
 
 #[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]

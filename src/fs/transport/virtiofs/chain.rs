@@ -205,7 +205,7 @@ fn read_into(
         let at = libc::off_t::try_from(offset).map_err(io::Error::other)?;
         // SAFETY: each vector is of a slice of guest memory that is mapped and borrowed for the whole call, and that nobody has a Rust
         // reference to.
-        let read = unsafe { libc::preadv(file.as_raw_fd(), vectors.as_ptr(), count, at) };
+        let read = unsafe { libc::preadv(file.descriptor().as_raw_fd(), vectors.as_ptr(), count, at) };
         let read = match read {
             ..0 => match io::Error::last_os_error() {
                 error if error.kind() == io::ErrorKind::Interrupted => continue,

@@ -8,7 +8,7 @@ use std::{
 };
 
 use vhost_user_backend::VringT;
-use virtio_queue::{QueueOwnedT, QueueT};
+use virtio_queue::QueueT;
 use vm_memory::GuestAddressSpace;
 
 use super::{Ring, SharedMemory, chain::Chain};
