@@ -117,9 +117,9 @@ impl Chain {
                 stand_back(urgency, pause.or_else(|| delays.next())).await;
                 continue;
             }
-            // Another round would end too late, if nothing comes for as long again.
+            // Of a round that would end after the time is over, if nothing comes for as long again, half may be over it.
             let silent = (now - begun).min(self.0.policy.idle());
-            if question.patience == Patience::Once || now + silent >= until {
+            if question.patience == Patience::Once || now + silent / 2 >= until {
                 return Err(error);
             }
             // A person who waits for long wants to know for what.
