@@ -10,6 +10,7 @@
 //! - `runtime`: the only place that blocks on a future
 //! - `mountpoint`: what can be mounted on
 //! - `daemon`: going to the background, and its log
+//! - `signals`: what ends a mount, and what it ignores
 //! - `control`: how commands talk to mounts
 //! - `registry`: which process serves which mount
 //! - `mounts`: mounts of the mount table, and whether they answer
@@ -50,6 +51,7 @@ mod roots;
 mod runtime;
 mod serve;
 mod shown;
+mod signals;
 mod status;
 mod switch;
 mod trace;

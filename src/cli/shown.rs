@@ -13,6 +13,10 @@ use crate::{
 
 /// What a filesystem shows, and how.
 #[derive(Debug, Args)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "they are switches on a command line"
+)]
 pub(super) struct ShownArgs {
     /// Mount all names, as entries of the root
     #[arg(long, env = "CASTORE_ALL")]

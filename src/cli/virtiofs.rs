@@ -17,9 +17,9 @@ use anyhow::{Context, anyhow, bail};
 
 use super::{
     args::{CacheArgs, RemoteArgs},
-    mount::Signals,
     open, profile, runtime,
     shown::{ShownArgs, What, shown, tree},
+    signals::Signals,
 };
 use crate::{
     cache::Cache,
@@ -87,12 +87,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     })
 }
 
-async fn serve(
-    args: &Args,
-    what: &What,
-    socket: Socket,
-    cache: &Arc<Cache>,
-) -> anyhow::Result<()> {
+async fn serve(args: &Args, what: &What, socket: Socket, cache: &Arc<Cache>) -> anyhow::Result<()> {
     let options = args.shown.options(NAMES_TTL)?;
     let root = match what {
         What::Names => Root::Names,
@@ -199,7 +194,9 @@ fn remove_stale(path: &Path) -> anyhow::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
             fs::remove_file(path).with_context(|| format!("the socket {path:?}"))
         }
-        _ => bail!("the socket {path:?} is in use by another process; choose another path, or end that"),
+        _ => bail!(
+            "the socket {path:?} is in use by another process; choose another path, or end that"
+        ),
     }
 }
 

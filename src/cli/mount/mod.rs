@@ -2,23 +2,19 @@
 //!
 //! - `serve`: the mount, from mounting to unmounting
 //! - `served`: what a mount answers to `castore status`, `switch` and `trace`
-//! - `signals`: what ends a mount, and what it ignores
 
 mod serve;
 mod served;
-mod signals;
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use clap::ValueEnum;
 
 use self::serve::serve;
-pub(super) use self::signals::Signals;
 use super::{
     args::{CacheArgs, RemoteArgs},
     daemon::{self, Log},
-    mountpoint, open,
-    runtime,
+    mountpoint, open, runtime,
     shown::{ShownArgs, What},
 };
 use crate::{cache, remote::parse_duration};
@@ -27,10 +23,6 @@ use crate::{cache, remote::parse_duration};
 ///
 /// Goes to the background once the mount answers; its log is castore.log in the cache directory.
 #[derive(Debug, clap::Args)]
-#[expect(
-    clippy::struct_excessive_bools,
-    reason = "they are switches on a command line"
-)]
 #[command(
     override_usage = "castore mount [OPTIONS] ROOT MOUNTPOINT\n       castore mount [OPTIONS] --all MOUNTPOINT\n       castore mount [OPTIONS] --nix MOUNTPOINT",
     after_help = "\

@@ -7,11 +7,7 @@ use std::{
 use anyhow::{Context, anyhow};
 use rustix::process::geteuid;
 
-use super::{
-    Args, IoMode,
-    served::Served,
-    signals::Signals,
-};
+use super::{Args, IoMode, served::Served};
 use crate::{
     cache::{self, Cache},
     cli::{
@@ -23,6 +19,7 @@ use crate::{
         raw_path::RawPath,
         registry::{Registered, Registration},
         shown::{What, shown, tree},
+        signals::Signals,
     },
     fs::{
         Filesystem, Root,

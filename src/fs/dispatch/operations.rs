@@ -8,9 +8,9 @@ use super::{
     opcode::Opcode,
     reply::Unreadable,
     wire::{
-        BatchForgetIn, EntryOut, FOPEN_CACHE_DIR, FOPEN_DIRECT_IO, FOPEN_KEEP_CACHE, FOPEN_NOFLUSH, ForgetIn, ForgetOne,
-        GetattrOut, Getxattr, InitIn, InitOut, OpenIn, OpenOut, ReadIn, ReleaseIn, StatfsOut,
-        split,
+        BatchForgetIn, EntryOut, FOPEN_CACHE_DIR, FOPEN_DIRECT_IO, FOPEN_KEEP_CACHE, FOPEN_NOFLUSH,
+        ForgetIn, ForgetOne, GetattrOut, Getxattr, InitIn, InitOut, OpenIn, OpenOut, ReadIn,
+        ReleaseIn, StatfsOut, split,
     },
 };
 use crate::fs::Outcome;

@@ -140,7 +140,10 @@ impl VhostUserBackend for Backend {
 
     fn stop_vring(&self, number: u32) -> io::Result<()> {
         let number = number as usize;
-        let ring = self.threads.get(number).and_then(|thread| thread.ring.get());
+        let ring = self
+            .threads
+            .get(number)
+            .and_then(|thread| thread.ring.get());
         self.device.stop(number, ring);
         Ok(())
     }

@@ -42,7 +42,9 @@ struct NoRoom {
 
 impl Chain {
     /// `None` when there are more descriptors than any driver needs.
-    pub(super) fn new(descriptors: DescriptorChain<GuestMemoryLoadGuard<Memory>>) -> (u16, Option<Self>) {
+    pub(super) fn new(
+        descriptors: DescriptorChain<GuestMemoryLoadGuard<Memory>>,
+    ) -> (u16, Option<Self>) {
         let head = descriptors.head_index();
         let mut chain = Self {
             head,
@@ -148,12 +150,16 @@ impl<'a> Room<'a> {
     fn put_slice(&mut self, slice: &Slice) -> io::Result<()> {
         match &slice.data {
             ChunkData::Memory(bytes) => {
-                let range = usize::try_from(slice.start).ok().zip(usize::try_from(slice.len).ok());
+                let range = usize::try_from(slice.start)
+                    .ok()
+                    .zip(usize::try_from(slice.len).ok());
                 let part = range.and_then(|(start, len)| bytes.get(start..start.checked_add(len)?));
                 self.put(part.ok_or(io::ErrorKind::InvalidInput)?)
             }
             ChunkData::Disk(file, offset) => {
-                let start = offset.checked_add(slice.start).ok_or(io::ErrorKind::InvalidInput)?;
+                let start = offset
+                    .checked_add(slice.start)
+                    .ok_or(io::ErrorKind::InvalidInput)?;
                 self.put_file(file, start, slice.len)
             }
         }
@@ -201,11 +207,13 @@ fn read_into(
         .collect();
     let mut vectors = &mut vectors[..];
     while len > 0 {
-        let count = libc::c_int::try_from(vectors.len().min(MOST_PARTS)).map_err(io::Error::other)?;
+        let count =
+            libc::c_int::try_from(vectors.len().min(MOST_PARTS)).map_err(io::Error::other)?;
         let at = libc::off_t::try_from(offset).map_err(io::Error::other)?;
         // SAFETY: each vector is of a slice of guest memory that is mapped and borrowed for the whole call, and that nobody has a Rust
         // reference to.
-        let read = unsafe { libc::preadv(file.descriptor().as_raw_fd(), vectors.as_ptr(), count, at) };
+        let read =
+            unsafe { libc::preadv(file.descriptor().as_raw_fd(), vectors.as_ptr(), count, at) };
         let read = match read {
             ..0 => match io::Error::last_os_error() {
                 error if error.kind() == io::ErrorKind::Interrupted => continue,

@@ -8,7 +8,7 @@ use crate::cli::daemon::Log;
 const HUP: u32 = 1;
 
 /// What a mount does on signals. Their default would end the process and leave a dead mount.
-pub(in crate::cli) struct Signals {
+pub(super) struct Signals {
     /// Each ends the mount.
     interrupt: Signal,
     terminate: Signal,
@@ -21,7 +21,7 @@ pub(in crate::cli) struct Signals {
 
 impl Signals {
     /// Must be called within a tokio runtime.
-    pub(in crate::cli) fn new(foreground: bool) -> io::Result<Self> {
+    pub(super) fn new(foreground: bool) -> io::Result<Self> {
         let outlives = foreground && is_ignored(HUP);
         Ok(Self {
             interrupt: signal(SignalKind::interrupt())?,
@@ -41,7 +41,7 @@ impl Signals {
 
     /// Resolves when the mount is to end. HUP ends it when the terminal closes; a process in the background has left that, and
     /// opens its log anew.
-    pub(in crate::cli) async fn end(&mut self, log: Option<&Arc<Log>>) {
+    pub(super) async fn end(&mut self, log: Option<&Arc<Log>>) {
         loop {
             tokio::select! {
                 _ = self.interrupt.recv() => return,
