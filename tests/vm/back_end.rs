@@ -46,6 +46,7 @@ impl BackEnd {
     }
 }
 
+#[expect(clippy::unnecessary_wraps, reason = "other back ends may not be there")]
 fn find_castore() -> Result<PathBuf, String> {
     Ok(env!("CARGO_BIN_EXE_castore").into())
 }

@@ -159,6 +159,16 @@ impl Guest {
         self.qmp.execute("set-action", &end);
     }
 
+    /// Stops its processors, and the rings of its devices.
+    pub fn pause(&mut self) {
+        self.qmp.execute("stop", &json!({}));
+    }
+
+    /// Lets it go on from there.
+    pub fn resume(&mut self) {
+        self.qmp.execute("cont", &json!({}));
+    }
+
     /// Has the guest switch itself off; fails unless QEMU ends well.
     pub fn power_off(mut self) {
         match self.serial.run("poweroff -f", Instant::now() + DEADLINE) {

@@ -7,6 +7,7 @@
 //! - `back_end`: the daemons that serve a tree to the guest
 //! - `mounts`: what a guest sees of a tree
 //! - `resets`: a guest that starts again without a word
+//! - `pauses`: a guest that is paused and goes on
 //! - `deaths`: a back end that is killed
 //!
 //! Where QEMU, the guest's kernel or a back end is missing, its tests are reported as ignored, with the reason;
@@ -26,6 +27,7 @@ mod deaths;
 mod guest;
 mod initramfs;
 mod mounts;
+mod pauses;
 mod qmp;
 mod resets;
 mod serial;
@@ -56,9 +58,10 @@ fn main() {
     let mut args = Arguments::from_args();
     // An emulated guest has two processors, and each of them takes one of the machine's.
     args.test_threads = args.test_threads.or(Some(1));
-    let themes: [(&str, &[Test]); 3] = [
+    let themes: [(&str, &[Test]); 4] = [
         ("mounts", &mounts::ALL),
         ("resets", &resets::ALL),
+        ("pauses", &pauses::ALL),
         ("deaths", &deaths::ALL),
     ];
     let trials = back_end::ALL.iter().flat_map(|back_end| {
