@@ -58,10 +58,9 @@ impl Filesystem {
                 },
             },
         };
-        let entry = node.map(|node| {
-            self.inodes
-                .look_up(&self.root_view(), name, node.borrowed())
-        });
+        // Not what the root is by now, which may be a directory of another tree since.
+        let none = InodeView::root_of_no_tree();
+        let entry = node.map(|node| self.inodes.look_up(&none, name, node.borrowed()));
         let entry = entry.transpose();
         Outcome::Ready(Ok(
             entry.map(|inode| inode.map(|inode| self.entry(&inode, ROOT_ID)))

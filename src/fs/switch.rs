@@ -7,7 +7,7 @@ use super::{
 };
 use crate::{
     cache::CacheError,
-    model::{Digest, Directory, Name, NodeRef},
+    model::{Digest, Directory, EntryRef, Name, NodeRef},
 };
 
 /// Why a mount does not go over to another tree.
@@ -84,18 +84,17 @@ impl Filesystem {
         let (digest, size) = step.new;
         let new = self.cache.directory(digest, closures.1).await?;
         let Ok(old) = self.cache.directory(step.old, closures.0).await else {
-            // The old release may be gone. Whatever the kernel may know of it is looked up again.
-            let mut names = self.inodes.children(step.id);
-            names.extend(new.entries().map(|entry| entry.name.to_vec()));
-            let replaced = |name| ChangedName {
-                name,
+            // The old release may be gone. Whatever the kernel may know of it is looked up again, and what it may know to be absent.
+            let replaced = |entry: EntryRef<'_>| ChangedName {
+                name: entry.name.to_vec(),
                 how: HowChanged::Replaced,
             };
             return Ok(Change {
                 directory: step.id,
                 digest,
                 size,
-                names: names.into_iter().map(replaced).collect(),
+                names: new.entries().map(replaced).collect(),
+                all: true,
             });
         };
         let mut names = Vec::new();
@@ -131,6 +130,7 @@ impl Filesystem {
             digest,
             size,
             names,
+            all: false,
         })
     }
 

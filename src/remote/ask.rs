@@ -88,9 +88,9 @@ impl Chain {
         if remembered && self.0.missing.contains_key(&question.object) {
             return Err(self.not_found(question.object));
         }
-        let started = match question.patience {
-            Patience::Since(started) => started,
-            Patience::Once | Patience::Policy => Instant::now(),
+        let (started, mut is_first) = match question.patience {
+            Patience::Since(started) => (started, false),
+            Patience::Once | Patience::Policy => (Instant::now(), true),
         };
         let mut delays = delays();
         let mut told = false;
@@ -117,8 +117,12 @@ impl Chain {
                 stand_back(urgency, pause.or_else(|| delays.next())).await;
                 continue;
             }
-            // Of a round that would end after the time is over, if nothing comes for as long again, half may be over it.
-            let silent = (now - begun).min(self.0.policy.idle());
+            // Of a round that would end after the time is over, if nothing comes for as long again, half may be over it. A first one may have
+            // broken off after it had brought something for long: it is tried again.
+            let silent = match std::mem::take(&mut is_first) {
+                true => Duration::ZERO,
+                false => (now - begun).min(self.0.policy.idle()),
+            };
             if question.patience == Patience::Once || now + silent / 2 >= until {
                 return Err(error);
             }

@@ -16,6 +16,9 @@ const ONCE_SHOWN: u32 = 262_144;
 /// A caller that has listed nothing for so long is another process by now, or does something else.
 const REMEMBERED_FOR: Duration = Duration::from_secs(2);
 
+/// No thread has this id.
+const NOBODY: u32 = u32::MAX;
+
 /// Whose listings come with inodes.
 ///
 /// READDIRPLUS can give each entry its inode, which spares a LOOKUP of whoever looks at it next (`ls -l`, `du`) and costs the
@@ -32,9 +35,9 @@ pub(super) struct LookupCredit {
 }
 
 /// Two threads of the transport that serve one caller may race for the last few: then it is given some more.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Caller {
-    /// Thread id, 0 where there is none yet.
+    /// Thread id; [`NOBODY`] where there is none yet. 0 is all those that this process cannot see.
     id: AtomicU32,
     files: AtomicU32,
     directories: AtomicU32,
@@ -49,6 +52,18 @@ struct Caller {
 pub(super) struct Grant {
     files: u32,
     directories: u32,
+}
+
+impl Default for Caller {
+    fn default() -> Self {
+        Self {
+            id: AtomicU32::new(NOBODY),
+            files: AtomicU32::default(),
+            directories: AtomicU32::default(),
+            directory: AtomicU64::default(),
+            listed: AtomicU64::default(),
+        }
+    }
 }
 
 impl Default for LookupCredit {
@@ -85,7 +100,7 @@ impl LookupCredit {
         let is_old = u128::from(now.saturating_sub(listed)) > REMEMBERED_FOR.as_millis();
         // Who comes to the place of another that is listing goes on with its credit: both would be given a new one in turn otherwise.
         let before = place.id.swap(caller, Ordering::Relaxed);
-        if before == 0 || (before != caller && is_old) {
+        if before == NOBODY || (before != caller && is_old) {
             place.files.store(AT_FIRST, Ordering::Relaxed);
             place.directories.store(AT_FIRST, Ordering::Relaxed);
         }
@@ -163,6 +178,13 @@ mod tests {
         );
         credit.looked_up(7, DIRECTORY, Kind::File);
         assert_eq!(list(&credit, 7, Kind::File, 1_000_000), ONCE_SHOWN);
+    }
+
+    /// Callers of another PID namespace had a new credit for each reply.
+    #[test]
+    fn callers_that_cannot_be_seen_use_theirs_up() {
+        let credit = LookupCredit::default();
+        assert_eq!(list(&credit, 0, Kind::File, 100_000), AT_FIRST);
     }
 
     /// Going down a tree with `find -name` looks up each directory and no file.

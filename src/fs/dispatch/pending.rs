@@ -1,5 +1,5 @@
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{HashMap, VecDeque, hash_map::Entry},
     sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
@@ -26,12 +26,22 @@ pub(super) struct Pending {
 struct State {
     /// By the request's unique number.
     waiting: HashMap<u64, Waiting>,
+    /// Requests that have ever waited.
+    number: u64,
     /// INTERRUPTs for requests that were not waiting, the oldest first.
     early: VecDeque<(u64, Instant)>,
 }
 
+/// Which request waits. A guest that begins anew gives the same unique numbers again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct WaitId {
+    unique: u64,
+    number: u64,
+}
+
 #[derive(Debug)]
 struct Waiting {
+    number: u64,
     reply: Reply<'static>,
     /// Thread id of the caller as this process sees it, 0 where it cannot.
     caller: u32,
@@ -44,21 +54,28 @@ struct Waiting {
 /// A request whose caller was interrupted.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Interrupted {
-    pub(super) unique: u64,
+    pub(super) id: WaitId,
     pub(super) caller: u32,
     pub(super) since: Instant,
 }
 
 impl Pending {
-    /// What is returned resolves when the request was taken off the table, by whomever.
-    pub(super) fn insert(&self, reply: Reply<'static>, caller: u32) -> oneshot::Receiver<()> {
+    /// The second of what is returned resolves when the request was taken off the table, by whomever.
+    pub(super) fn insert(
+        &self,
+        reply: Reply<'static>,
+        caller: u32,
+    ) -> (WaitId, oneshot::Receiver<()>) {
         let (abandon, abandoned) = oneshot::channel();
         let unique = reply.unique();
         let mut state = self.state();
         state.drop_old();
         let early = state.early.iter().position(|(early, _)| *early == unique);
         let interrupted = early.and_then(|at| state.early.remove(at));
+        state.number += 1;
+        let number = state.number;
         let waiting = Waiting {
+            number,
             reply,
             caller,
             interrupted: interrupted.map(|(_, at)| at),
@@ -71,13 +88,17 @@ impl Pending {
         if interrupted.is_some() {
             self.interrupted.notify_one();
         }
-        abandoned
+        (WaitId { unique, number }, abandoned)
     }
 
     /// The request's reply, if it still waits.
-    pub(super) fn take(&self, unique: u64) -> Option<Reply<'static>> {
-        let waiting = self.state().waiting.remove(&unique);
-        waiting.map(|waiting| waiting.reply)
+    pub(super) fn take(&self, id: WaitId) -> Option<Reply<'static>> {
+        let mut state = self.state();
+        let entry = state.waiting.entry(id.unique);
+        let Entry::Occupied(found) = entry else {
+            return None;
+        };
+        (found.get().number == id.number).then(|| found.remove().reply)
     }
 
     /// Notes that the caller of a request got a signal.
@@ -106,7 +127,10 @@ impl Pending {
         waiting
             .filter_map(|(unique, waiting)| {
                 Some(Interrupted {
-                    unique: *unique,
+                    id: WaitId {
+                        unique: *unique,
+                        number: waiting.number,
+                    },
                     caller: waiting.caller,
                     since: waiting.interrupted?,
                 })
@@ -126,8 +150,10 @@ impl Pending {
     }
 
     /// Whether a request still waits.
-    pub(super) fn contains(&self, unique: u64) -> bool {
-        self.state().waiting.contains_key(&unique)
+    pub(super) fn contains(&self, id: WaitId) -> bool {
+        let state = self.state();
+        let found = state.waiting.get(&id.unique);
+        found.is_some_and(|found| found.number == id.number)
     }
 
     /// How many requests wait.

@@ -9,7 +9,7 @@ use super::{
     Dispatcher, FsError, Held, Miss, Request, Scratch,
     callers::{self, LOOK_EVERY, UNSEEN_FOR, Verdict},
     opcode::Opcode,
-    pending::Pending,
+    pending::{Pending, WaitId},
     reply::Reply,
     wire::InHeader,
 };
@@ -26,6 +26,7 @@ pub(super) const MOST_ABANDONED: usize = 64;
 struct Wait {
     dispatcher: Arc<Dispatcher>,
     opcode: Opcode,
+    id: WaitId,
     header: InHeader,
     arguments: SmallVec<[u8; 64]>,
     payload: Box<[u8]>,
@@ -33,7 +34,7 @@ struct Wait {
 
 impl Drop for Wait {
     fn drop(&mut self) {
-        drop(self.dispatcher.pending.take(self.header.unique));
+        drop(self.dispatcher.pending.take(self.id));
     }
 }
 
@@ -46,10 +47,11 @@ impl Dispatcher {
         reply: Reply<'static>,
         miss: Miss,
     ) {
-        let abandoned = self.pending.insert(reply, request.header.pid);
+        let (id, abandoned) = self.pending.insert(reply, request.header.pid);
         let wait = Wait {
             dispatcher: Arc::clone(self),
             opcode,
+            id,
             header: request.header,
             arguments: request.arguments.into(),
             payload: request.payload.into(),
@@ -109,7 +111,7 @@ impl Wait {
         let mut scratch = Scratch::default();
         for _ in 0..MAX_ROUNDS {
             dispatcher.fs.resolve(miss, &mut held).await?;
-            if !dispatcher.pending.contains(self.header.unique) {
+            if !dispatcher.pending.contains(self.id) {
                 return Ok(());
             }
             let request = self.request();
@@ -123,7 +125,7 @@ impl Wait {
     }
 
     fn take(&self) -> Option<Reply<'static>> {
-        self.dispatcher.pending.take(self.header.unique)
+        self.dispatcher.pending.take(self.id)
     }
 }
 
@@ -147,7 +149,7 @@ pub(super) async fn watch_callers(pending: Arc<Pending>) {
                     Verdict::Wait => false,
                     Verdict::Unseen => request.since.elapsed() >= UNSEEN_FOR,
                 };
-                if ends && let Some(reply) = pending.take(request.unique) {
+                if ends && let Some(reply) = pending.take(request.id) {
                     reply.error(&FsError::Interrupted);
                 }
                 tokio::task::yield_now().await;

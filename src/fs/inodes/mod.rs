@@ -460,6 +460,7 @@ mod tests {
                     how: HowChanged::Unknown,
                 },
             ],
+            all: false,
         };
         assert_eq!(table.change(vec![change]), [(d.id, b"gone".to_vec())]);
         let now = table.get(d.id).unwrap();
@@ -487,6 +488,7 @@ mod tests {
                 name: b"d".to_vec(),
                 how: HowChanged::Replaced,
             }],
+            all: false,
         }]);
         assert_eq!(table.closure(below.id), Some(Digest::empty()));
         let e = look_up(&table, ROOT_ID, "e", directory(b"e"));
@@ -507,12 +509,14 @@ mod tests {
                 digest: Digest::of(b"new root"),
                 size: 1,
                 names: vec![ChangedName { name, how }],
+                all: false,
             };
             let below = Change {
                 directory: id,
                 digest: Digest::of(b"new"),
                 size: 1,
                 names: vec![],
+                all: false,
             };
             vec![root, below]
         };

@@ -76,6 +76,12 @@ impl Table {
         self.root = directory.map(root_inode);
     }
 
+    /// The names that are known in a directory. Looks at all inodes.
+    pub(super) fn names_in(&self, directory: u64) -> Vec<Vec<u8>> {
+        let inside = self.inodes.iter().filter(|inode| inode.parent == directory);
+        inside.map(|inode| inode.name.as_bytes().to_vec()).collect()
+    }
+
     /// Another tree is shown from now on.
     pub(super) const fn next_generation(&mut self) {
         self.generation += 1;

@@ -1,5 +1,3 @@
-use std::collections::BTreeSet;
-
 use super::{Inode, InodeTable, InodeView};
 use crate::model::Digest;
 
@@ -16,6 +14,8 @@ pub(in super::super) struct Change {
     pub(in super::super) size: u64,
     /// The names in it that stand for something else than before.
     pub(in super::super) names: Vec<ChangedName>,
+    /// It is not known what was in it before: whatever is known under it may stand for something else.
+    pub(in super::super) all: bool,
 }
 
 /// A name that stands for something else.
@@ -42,15 +42,6 @@ impl InodeTable {
         table.named(parent, name).map(Inode::view)
     }
 
-    /// The names in a directory that are known, in no order. Looks at all inodes.
-    pub(in super::super) fn children(&self, directory: u64) -> BTreeSet<Vec<u8>> {
-        let table = self.read();
-        let children = table.iter().filter(|inode| inode.parent == directory);
-        children
-            .map(|inode| inode.name.as_bytes().to_vec())
-            .collect()
-    }
-
     /// Gives directories another content, all at once. What the kernel has open stays: the inode of a name that was replaced lives
     /// until it is forgotten. Returns the names that the kernel must look up again, each with its directory.
     pub(in super::super) fn change(&self, changes: Vec<Change>) -> Vec<(u64, Vec<u8>)> {
@@ -58,6 +49,12 @@ impl InodeTable {
         let mut stale = Vec::new();
         for change in changes {
             table.set_directory(change.directory, change.digest, change.size);
+            if change.all {
+                for name in table.names_in(change.directory) {
+                    table.detach(change.directory, &name);
+                    stale.push((change.directory, name));
+                }
+            }
             for ChangedName { name, how } in change.names {
                 let known = table.named(change.directory, &name).map(|inode| inode.id);
                 let is_stale = match how {
