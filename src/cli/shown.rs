@@ -89,11 +89,12 @@ impl fmt::Display for What {
 }
 
 impl ShownArgs {
-    /// Tells the root from the place it is shown at, of which `place` is the name in messages.
+    /// Tells the root from the place it is shown at, which messages call `place`; `usage` is how the command is called.
     pub(super) fn what(
         &self,
         positions: &[OsString],
         place: &str,
+        usage: &str,
     ) -> anyhow::Result<(What, OsString)> {
         let what = match (self.all, self.nix) {
             (true, false) => Some(What::Names),
@@ -110,8 +111,8 @@ impl ShownArgs {
                 let root = root.to_str().context("the root is not valid UTF-8")?;
                 Ok((What::Root(RootRef::parse(root)?), at.clone()))
             }
-            ([_, _], Some(what)) => bail!("--{what} takes {place} alone, and no root"),
-            _ => bail!("a root and a place to show it at are needed: ROOT {place}"),
+            ([_, _], Some(what)) => bail!("--{what} takes {place} and no root"),
+            _ => bail!("a root and {place} are needed: {usage}"),
         }
     }
 

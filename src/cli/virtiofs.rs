@@ -71,7 +71,8 @@ pub(super) struct Args {
 
 pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     runtime::log_to_stderr();
-    let (what, socket) = args.shown.what(&args.positions, "SOCKET")?;
+    let usage = "castore virtiofs ROOT SOCKET";
+    let (what, socket) = args.shown.what(&args.positions, "a socket", usage)?;
     if args.cache.trusts_streams() {
         bail!(
             "--trust stream is not for guests: what turns out to be wrong cannot be taken out of their caches again"

@@ -139,7 +139,8 @@ fn background(args: &mut Args) -> anyhow::Result<()> {
 }
 
 fn request(args: &Args) -> anyhow::Result<Request> {
-    let (what, mountpoint) = args.shown.what(&args.positions, "MOUNTPOINT")?;
+    let usage = "castore mount ROOT MOUNTPOINT";
+    let (what, mountpoint) = args.shown.what(&args.positions, "a mount point", usage)?;
     Ok(Request {
         what,
         mountpoint: mountpoint.into(),
