@@ -198,7 +198,8 @@ fn status_names_the_command_that_mends_a_dead_mount() {
     assert!(json["dead"][0]["mend"].as_str().unwrap().contains(&mend));
     // It does what it says.
     succeeded(&soon(command(&scratch, &["unmount", "--lazy"])));
-    assert!(!is_mounted(&scratch.mnt()) && !registered.exists());
+    assert!(!is_mounted(&scratch.mnt()), "it is mounted");
+    assert!(!registered.exists(), "it is registered");
     assert!(!status(&scratch).contains("dead"));
 }
 
