@@ -209,7 +209,7 @@ fn a_mount_is_registered_while_it_is_there() {
     let scratch = prepared();
     let mount = Background::start(&scratch);
     let registered = mount.registered();
-    let json = fs::read(&registered).unwrap();
+    let json = fs::read(&registered.file).unwrap();
     let json: serde_json::Value = serde_json::from_slice(&json).unwrap();
     assert_eq!(json["pid"], mount.pid);
     assert_eq!(json["mountpoint"], scratch.mnt().to_str().unwrap());

@@ -99,10 +99,33 @@ impl Background {
         is_alive(self.pid)
     }
 
-    /// The name of the file that registers it.
-    fn registered(&self) -> PathBuf {
+    /// What registers it.
+    fn registered(&self) -> Registered {
         let device = mountinfo::at(&self.path).unwrap().unwrap().device;
-        Path::new("/run/castore").join(format!("{}.json", device.replace(':', "-")))
+        let name = format!("{}.json", device.replace(':', "-"));
+        Registered {
+            file: Path::new("/run/castore").join(name),
+            mountpoint: self.path.clone(),
+        }
+    }
+}
+
+/// The registration of a mount. The kernel gives the device of a mount that is gone to the next one, which may be another test's, and its
+/// registration has the same name then.
+struct Registered {
+    file: PathBuf,
+    mountpoint: PathBuf,
+}
+
+impl Registered {
+    fn exists(&self) -> bool {
+        let json = match fs::read(&self.file) {
+            Ok(json) => json,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return false,
+            Err(error) => panic!("{:?}: {error}", self.file),
+        };
+        let json: serde_json::Value = serde_json::from_slice(&json).unwrap();
+        json["mountpoint"] == self.mountpoint.to_str().unwrap()
     }
 }
 
