@@ -4,7 +4,7 @@ use std::{
     os::{
         fd::{FromRawFd, OwnedFd},
         unix::{
-            fs::{FileTypeExt, PermissionsExt},
+            fs::{FileTypeExt, MetadataExt, PermissionsExt},
             net::{UnixListener, UnixStream},
         },
     },
@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, anyhow, bail};
+use anyhow::{Context, bail};
 
 use super::{
     args::{CacheArgs, RemoteArgs},
@@ -28,8 +28,6 @@ use crate::{
 
 /// How long a guest keeps an entry of a root that changes: nothing can take it back.
 const NAMES_TTL: Duration = Duration::from_secs(1);
-/// Requests that wait are answered within this time at the end.
-const CLOSE_WITHIN: Duration = Duration::from_millis(500);
 
 /// Serve a tree to a virtual machine, as a virtiofs device
 ///
@@ -78,60 +76,68 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
             "--trust stream is not for guests: what turns out to be wrong cannot be taken out of their caches again"
         );
     }
-    let socket = Socket::listen(&socket, args.socket_group.as_deref())?;
     runtime::block_on(async {
+        // From here on a signal does not leave the socket behind.
+        let mut signals = Signals::new(true)?;
+        let socket = Socket::listen(&socket, args.socket_group.as_deref())?;
         let cache = open::cache(&args.cache, &args.remotes)?;
-        let served = serve(args, &what, socket, &cache).await;
+        let served = tokio::select! {
+            prepared = prepare(args, &what, &cache) => match prepared {
+                Ok(fs) => serve(args, &fs, socket, &mut signals).await,
+                Err(error) => Err(error),
+            },
+            () = signals.end(None) => Ok(()),
+        };
         let closing = Arc::clone(&cache);
         tokio::task::spawn_blocking(move || closing.close()).await?;
         served
     })
 }
 
-async fn serve(args: &Args, what: &What, socket: Socket, cache: &Arc<Cache>) -> anyhow::Result<()> {
+/// Finds what is to be shown, which may be asked of remotes.
+async fn prepare(args: &Args, what: &What, cache: &Arc<Cache>) -> anyhow::Result<Arc<Filesystem>> {
     let options = args.shown.options(NAMES_TTL)?;
-    let root = match what {
-        What::Names => Root::Names,
-        What::StorePaths => Root::StorePaths,
-        What::Root(root) => shown(root, open::root(cache, root).await?)?.0,
+    let (root, name) = match what {
+        What::Names => (Root::Names, None),
+        What::StorePaths => (Root::StorePaths, None),
+        What::Root(root) => {
+            let (shown, _) = shown(root, open::root(cache, root).await?)?;
+            (shown, profile::name_of(root))
+        }
     };
     let tree = tree(&root);
     let fs = Arc::new(Filesystem::new(Arc::clone(cache), root, options));
     match tree {
         Some(tree) => {
             args.shown.prefetch.check(cache, &tree).await?;
-            let name = match what {
-                What::Root(root) => profile::name_of(root),
-                What::Names | What::StorePaths => None,
-            };
             fs.prefetch().show(tree, name);
         }
         None => fs.prefetch().show_none(),
     }
-    let mut signals = Signals::new(true)?;
+    Ok(fs)
+}
+
+async fn serve(
+    args: &Args,
+    fs: &Arc<Filesystem>,
+    socket: Socket,
+    signals: &mut Signals,
+) -> anyhow::Result<()> {
     let Socket { listener, path } = socket;
-    let session = Arc::new(Session::new(&fs, listener, args.queues.into()));
+    let session = Arc::new(Session::new(fs, listener, args.queues.into()));
     let serving = Arc::clone(&session);
-    let (ended, end) = tokio::sync::oneshot::channel();
     // Waits for machines, which cannot be ended: it is left behind at the end.
     std::thread::Builder::new()
         .name("machines".to_owned())
-        .spawn(move || {
-            let _ = ended.send(serving.serve());
-        })?;
+        .spawn(move || serving.serve())?;
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
-    tracing::info!(path = ?path.0, "waiting for a machine");
-    let served = tokio::select! {
-        ended = end => ended.map_err(|_| anyhow!("serving machines ended with a panic"))?,
-        () = signals.end(None) => Ok(()),
-    };
+    tracing::info!("waiting for a machine");
+    signals.end(None).await;
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
-    let closing = Arc::clone(&session);
-    let closed = tokio::task::spawn_blocking(move || closing.close());
-    let _ = tokio::time::timeout(CLOSE_WITHIN, closed).await;
+    tokio::task::spawn_blocking(move || session.close()).await?;
     fs.prefetch().close();
     drop(path);
-    Ok(served?)
+    Ok(())
 }
 
 /// A socket that is listened on.
@@ -140,12 +146,14 @@ struct Socket {
     path: SocketPath,
 }
 
-/// Removed at the end, where it was made here.
-struct SocketPath(Option<PathBuf>);
+/// Removed at the end, where it was made here and is still the same.
+struct SocketPath(Option<(PathBuf, u64)>);
 
 impl Drop for SocketPath {
     fn drop(&mut self) {
-        if let Some(path) = &self.0 {
+        if let Some((path, inode)) = &self.0
+            && fs::symlink_metadata(path).is_ok_and(|found| found.ino() == *inode)
+        {
             let _ = fs::remove_file(path);
         }
     }
@@ -155,16 +163,27 @@ impl Socket {
     /// `-` stands for the one that systemd hands over.
     fn listen(path: &OsString, group: Option<&str>) -> anyhow::Result<Self> {
         if path == "-" {
+            if group.is_some() {
+                bail!(
+                    "--socket-group is not for a socket of systemd's: write SocketGroup= into its unit"
+                );
+            }
             return Self::of_systemd();
         }
         let path = std::path::absolute(path)?;
+        let about = || format!("the socket {path:?}");
         remove_stale(&path)?;
-        let listener = UnixListener::bind(&path).with_context(|| format!("the socket {path:?}"))?;
-        let path = SocketPath(Some(path));
-        if let (Some(group), Some(path)) = (group, &path.0) {
-            give(path, group).with_context(|| format!("--socket-group {group}"))?;
+        let listener = UnixListener::bind(&path).with_context(about)?;
+        let inode = fs::symlink_metadata(&path).with_context(about)?.ino();
+        // Made first, so that it is removed when the group is not there.
+        let made = SocketPath(Some((path.clone(), inode)));
+        if let Some(group) = group {
+            give(&path, group).with_context(|| format!("--socket-group {group}"))?;
         }
-        Ok(Self { listener, path })
+        Ok(Self {
+            listener,
+            path: made,
+        })
     }
 
     fn of_systemd() -> anyhow::Result<Self> {
@@ -173,9 +192,12 @@ impl Socket {
             "no socket was handed over (LISTEN_FDS); write its path, or start this by a systemd.socket unit",
         )?;
         // SAFETY: systemd has opened it for this process, and nobody else here takes it.
-        let descriptor = unsafe { OwnedFd::from_raw_fd(descriptor) };
+        let listener: UnixListener = unsafe { OwnedFd::from_raw_fd(descriptor) }.into();
+        listener
+            .set_nonblocking(false)
+            .context("what systemd has handed over is no socket")?;
         Ok(Self {
-            listener: descriptor.into(),
+            listener,
             path: SocketPath(None),
         })
     }
@@ -183,21 +205,23 @@ impl Socket {
 
 /// Removes a socket that nobody listens on any more.
 fn remove_stale(path: &Path) -> anyhow::Result<()> {
+    let about = || format!("the socket {path:?}");
     let found = match fs::symlink_metadata(path) {
         Ok(found) => found,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(error).with_context(|| format!("the socket {path:?}")),
+        Err(error) => return Err(error).with_context(about),
     };
     if !found.file_type().is_socket() {
         bail!("{path:?} is there and no socket; choose another path");
     }
     match UnixStream::connect(path) {
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-            fs::remove_file(path).with_context(|| format!("the socket {path:?}"))
-        }
-        _ => bail!(
+        Ok(_) => bail!(
             "the socket {path:?} is in use by another process; choose another path, or end that"
         ),
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            fs::remove_file(path).with_context(about)
+        }
+        Err(error) => Err(error).with_context(about),
     }
 }
 

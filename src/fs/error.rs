@@ -17,6 +17,8 @@ pub enum FsError {
     ReadOnly,
     #[error("the root of this mount cannot be listed (--list-root false)")]
     ListingOff,
+    #[error("so many listings of the root are open that there is no room for another")]
+    TooManyOpen,
     #[error("no such attribute")]
     NoAttribute,
     #[error("the buffer is too small for the value")]
@@ -57,6 +59,7 @@ impl FsError {
             Self::NotSymlink | Self::Malformed => libc::EINVAL,
             Self::ReadOnly => libc::EROFS,
             Self::ListingOff => libc::EPERM,
+            Self::TooManyOpen => libc::ENFILE,
             Self::NoAttribute => libc::ENODATA,
             Self::Range => libc::ERANGE,
             Self::XattrOff => libc::ENOSYS,

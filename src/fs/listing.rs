@@ -86,6 +86,9 @@ impl Listed<'_> {
     }
 }
 
+/// Listings of the root that may be open at once: each keeps the names that there were. A guest may never close one.
+const MOST_OPEN: usize = 4096;
+
 /// Listings of the root that were opened: names change, and a listing must not.
 #[derive(Debug, Default)]
 pub(super) struct Handles {
@@ -95,10 +98,14 @@ pub(super) struct Handles {
 }
 
 impl Handles {
-    fn insert(&self, roots: Roots) -> u64 {
+    fn insert(&self, roots: Roots) -> Result<u64, FsError> {
         let handle = self.next.fetch_add(1, Ordering::Relaxed) + 1;
-        self.open().insert(handle, roots);
-        handle
+        let mut open = self.open();
+        if open.len() >= MOST_OPEN {
+            return Err(FsError::TooManyOpen);
+        }
+        open.insert(handle, roots);
+        Ok(handle)
     }
 
     /// Closes all.
@@ -125,7 +132,7 @@ impl Filesystem {
             (Root::Names, None) => Outcome::Miss(Miss::Roots),
             (Root::StorePaths, None) => Outcome::Miss(Miss::StorePaths),
             (Root::Names | Root::StorePaths, Some(roots)) => {
-                Outcome::Ready(Ok(self.handles.insert(roots)))
+                Outcome::Ready(self.handles.insert(roots))
             }
             (Root::Directory { .. } | Root::Single { .. }, _) => Outcome::Ready(Ok(0)),
         }

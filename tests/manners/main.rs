@@ -18,6 +18,8 @@ mod paths;
 mod signals;
 mod surroundings;
 mod test_script;
+#[cfg(all(feature = "virtiofs", target_os = "linux"))]
+mod virtiofs;
 
 use std::{
     fs,

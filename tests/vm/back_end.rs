@@ -18,6 +18,8 @@ pub struct BackEnd {
     pub name: &'static str,
     /// Beside the one of high priority.
     pub request_queues: u32,
+    /// Whether it waits for the next machine when one has gone; otherwise it ends.
+    pub serves_the_next: bool,
     /// The program, or why there is none here.
     find: fn() -> Result<PathBuf, String>,
     /// The program's command for the directory `source` of a scratch directory and a socket.
@@ -28,12 +30,14 @@ pub const ALL: [BackEnd; 2] = [
     BackEnd {
         name: "castore",
         request_queues: 2,
+        serves_the_next: true,
         find: find_castore,
         command: castore,
     },
     BackEnd {
         name: "virtiofsd",
         request_queues: 1,
+        serves_the_next: false,
         find: find_virtiofsd,
         command: virtiofsd,
     },
@@ -127,6 +131,12 @@ impl Daemon {
         log(self.dir.path())
     }
 
+    /// Parts of guests' memory that it has mapped.
+    pub fn guest_mappings(&self) -> usize {
+        let maps = fs::read_to_string(format!("/proc/{}/maps", self.child.id())).unwrap();
+        maps.lines().filter(|line| line.contains("/memfd:")).count()
+    }
+
     /// In KiB, its own memory: without the pages of the guest's that it has touched.
     pub fn memory(&self) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
@@ -203,6 +213,24 @@ impl Served {
         let mut options = GuestOptions::new(&daemon.socket());
         options.request_queues = back_end.request_queues;
         change(&mut options);
+        let guest = Guest::boot(&options);
+        Self {
+            guest,
+            daemon,
+            scratch,
+        }
+    }
+
+    /// Switches the machine off, and another one on, which the same daemon serves.
+    pub fn next_machine(self, back_end: &BackEnd) -> Self {
+        let Self {
+            guest,
+            daemon,
+            scratch,
+        } = self;
+        guest.power_off();
+        let mut options = GuestOptions::new(&daemon.socket());
+        options.request_queues = back_end.request_queues;
         let guest = Guest::boot(&options);
         Self {
             guest,

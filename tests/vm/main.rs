@@ -7,6 +7,7 @@
 //! - `back_end`: the daemons that serve a tree to the guest
 //! - `mounts`: what a guest sees of a tree
 //! - `resets`: a guest that starts again without a word
+//! - `machines`: one machine after the other
 //! - `pauses`: a guest that is paused and goes on
 //! - `deaths`: a back end that is killed
 //!
@@ -26,6 +27,7 @@ mod back_end;
 mod deaths;
 mod guest;
 mod initramfs;
+mod machines;
 mod mounts;
 mod pauses;
 mod qmp;
@@ -58,14 +60,17 @@ fn main() {
     let mut args = Arguments::from_args();
     // An emulated guest has two processors, and each of them takes one of the machine's.
     args.test_threads = args.test_threads.or(Some(1));
-    let themes: [(&str, &[Test]); 4] = [
+    let themes: [(&str, &[Test]); 5] = [
         ("mounts", &mounts::ALL),
+        ("machines", &machines::ALL),
         ("resets", &resets::ALL),
         ("pauses", &pauses::ALL),
         ("deaths", &deaths::ALL),
     ];
     let trials = back_end::ALL.iter().flat_map(|back_end| {
-        themes.iter().flat_map(move |(theme, tests)| {
+        let suits = |theme: &str| theme != "machines" || back_end.serves_the_next;
+        let suiting = themes.iter().filter(move |(theme, _)| suits(theme));
+        suiting.flat_map(move |(theme, tests)| {
             tests.iter().map(move |test| trial(back_end, theme, *test))
         })
     });

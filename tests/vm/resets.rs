@@ -51,5 +51,7 @@ fn resets(back_end: &BackEnd, count: u32, before: impl Fn(&mut Served)) {
     }
     let seconds = begun.elapsed().as_secs_f64();
     eprintln!("{count} resets in {seconds:.1} s; KiB of memory after each: {memory:?}");
+    let (first, last) = (memory[0], memory[memory.len() - 1]);
+    assert!(last < first + 4096, "{first} KiB, and {last} at the end");
     served.guest.power_off();
 }

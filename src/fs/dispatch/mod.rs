@@ -177,7 +177,7 @@ impl Dispatcher {
         counts.map(|(number, name)| (name, self.requests.of(number)))
     }
 
-    /// Forgets all that the other side knows. What waits is answered with EIO.
+    /// Forgets all that the other side knows, which must have begun anew or be gone. What waits is answered with EIO.
     pub fn reset(&self) {
         drop(self.pending.take_all());
         self.fs.forget_all();
@@ -215,6 +215,7 @@ impl Dispatcher {
             // These have no answer.
             Opcode::Forget => self.forget(request),
             Opcode::BatchForget => self.forget_many(request),
+            Opcode::Interrupt if !self.transport.capabilities().interrupts => {}
             Opcode::Interrupt => {
                 if let Ok(InterruptIn { unique }) = request.arguments() {
                     self.pending.interrupt(unique);

@@ -17,6 +17,8 @@ use super::{
 /// Rounds of fetching for one request. Each brings something that the request keeps, so this is never reached unless
 /// something is wrong.
 const MAX_ROUNDS: usize = 64;
+/// Bytes of a request's payload that are kept while it waits: of what waits, none has more than a name.
+const LONGEST_PAYLOAD: usize = 512;
 /// What was begun for an interrupted request goes on for so long, so that a caller that tries again finds it under way.
 const ABANDONED_FOR: Duration = Duration::from_secs(10);
 /// And so many of them at once.
@@ -54,7 +56,7 @@ impl Dispatcher {
             id,
             header: request.header,
             arguments: request.arguments.into(),
-            payload: request.payload.into(),
+            payload: request.payload[..request.payload.len().min(LONGEST_PAYLOAD)].into(),
         };
         self.runtime.spawn(async move {
             let answer = AssertUnwindSafe(wait.answer(miss)).catch_unwind();

@@ -101,6 +101,24 @@ impl Segments {
         Some(inode)
     }
 
+    /// Takes all out. Their ids are not used again.
+    pub(super) fn clear(&mut self) -> impl Sized + use<> {
+        let emptied = self.all.iter().map(|room| {
+            let last = room.next.iter().copied().max();
+            // What is in a slot has the next id still.
+            let next_of_all =
+                last.map_or(room.next_of_all, |last| last.checked_add(1).unwrap_or(1));
+            Segment {
+                next_of_all,
+                ..Segment::default()
+            }
+        });
+        let emptied: Vec<_> = emptied.collect();
+        self.with_room = (0..emptied.len()).collect();
+        self.len = 0;
+        std::mem::replace(&mut self.all, emptied)
+    }
+
     /// Gives segments back in which nothing is left.
     pub(super) fn shrink(&mut self) {
         for room in &mut self.all {

@@ -254,10 +254,9 @@ impl Table {
         }
     }
 
-    /// Forgets all but the root. Ids that were given are given again, to whoever comes next.
+    /// Forgets all but the root; what is returned is to be dropped without the lock.
     pub(super) fn clear(&mut self) -> impl Sized + use<> {
-        let inodes = std::mem::take(&mut self.inodes);
-        (inodes, std::mem::take(&mut self.by_name))
+        (self.inodes.clear(), std::mem::take(&mut self.by_name))
     }
 
     pub(super) fn shrink(&mut self) {

@@ -1,10 +1,11 @@
 use std::{
     io,
+    os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd},
     sync::{Arc, Mutex, OnceLock, PoisonError},
 };
 
 use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
-use vhost_user_backend::{VhostUserBackend, VringT};
+use vhost_user_backend::VhostUserBackend;
 use virtio_bindings::bindings::{
     virtio_config::VIRTIO_F_VERSION_1,
     virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC},
@@ -16,7 +17,7 @@ use vmm_sys_util::{
 
 use super::{
     Ring, SharedMemory,
-    device::{Device, Next, Started, Taken},
+    device::{Device, Next},
 };
 use crate::fs::dispatch::{Dispatcher, Message, Scratch};
 
@@ -29,6 +30,8 @@ pub(super) struct Backend {
     dispatcher: Arc<Dispatcher>,
     /// The ring for what must not wait (FORGET), and those for requests.
     threads: Vec<Thread>,
+    /// Descriptors that end the threads. The crate registers them and never closes them.
+    exits: Mutex<Vec<RawFd>>,
 }
 
 #[derive(Default)]
@@ -55,45 +58,57 @@ impl Backend {
             threads: std::iter::repeat_with(Thread::default)
                 .take(queues + 1)
                 .collect(),
+            exits: Mutex::default(),
         }
     }
 
-    fn serve(&self, number: usize, ring: &Ring, work: &mut Work) -> io::Result<()> {
-        match self.device.start(number, ring) {
-            Started::Running => {}
-            Started::Resumed(taken) => {
-                for taken in taken {
-                    if self.device.read(taken.slot, &mut work.request) {
-                        self.handle(&taken, work);
-                    }
-                }
-            }
-            Started::Anew => self.dispatcher.reset(),
+    fn serve(&self, number: usize, ring: &Ring, work: &mut Work) {
+        for slot in self.device.start(number, ring) {
+            self.run_again(slot, work);
         }
         loop {
-            ring.disable_notification().map_err(io::Error::other)?;
+            self.device.set_notification(number, ring, false);
             loop {
                 match self.device.take(number, ring, &mut work.request) {
-                    Next::Request(taken) => self.handle(&taken, work),
+                    Next::Request(slot) => self.handle(slot, work),
                     Next::Rubbish => tracing::debug!(number, "the guest put no request there"),
                     Next::Nothing => break,
+                    Next::Idle => return,
                 }
             }
-            if !ring.enable_notification().map_err(io::Error::other)? {
-                return Ok(());
+            if !self.device.set_notification(number, ring, true) {
+                return;
             }
         }
     }
 
-    fn handle(&self, taken: &Taken, work: &mut Work) {
+    fn run_again(&self, slot: u64, work: &mut Work) {
+        match self.device.read(slot, &mut work.request) {
+            true => self.handle(slot, work),
+            false => self.device.give_back(slot),
+        }
+    }
+
+    fn handle(&self, slot: u64, work: &mut Work) {
         let Work { request, scratch } = work;
-        let Some(message) = Message::whole(taken.slot, request) else {
-            return self.device.give_back(taken.slot);
+        let Some(message) = Message::whole(slot, request) else {
+            return self.device.give_back(slot);
         };
         let has_answer = message.has_answer();
         self.dispatcher.handle(&message, scratch);
         if !has_answer {
-            self.device.give_back(taken.slot);
+            self.device.give_back(slot);
+        }
+    }
+}
+
+impl Drop for Backend {
+    fn drop(&mut self) {
+        let exits = self.exits.get_mut().unwrap_or_else(PoisonError::into_inner);
+        for descriptor in exits.drain(..) {
+            // SAFETY: the threads that waited for it have ended, since each holds this; the crate has given it up to the
+            // system call alone.
+            drop(unsafe { OwnedFd::from_raw_fd(descriptor) });
         }
     }
 }
@@ -135,16 +150,23 @@ impl VhostUserBackend for Backend {
     }
 
     fn exit_event(&self, _: usize) -> Option<(EventConsumer, EventNotifier)> {
-        new_event_consumer_and_notifier(EventFlag::NONBLOCK | EventFlag::CLOEXEC).ok()
+        let flags = EventFlag::NONBLOCK | EventFlag::CLOEXEC;
+        let (consumer, notifier) = new_event_consumer_and_notifier(flags).ok()?;
+        let mut exits = self.exits.lock().unwrap_or_else(PoisonError::into_inner);
+        exits.push(consumer.as_raw_fd());
+        Some((consumer, notifier))
     }
 
     fn stop_vring(&self, number: u32) -> io::Result<()> {
         let number = number as usize;
-        let ring = self
+        // Of one that has had no event yet, nothing was taken.
+        if let Some(ring) = self
             .threads
             .get(number)
-            .and_then(|thread| thread.ring.get());
-        self.device.stop(number, ring);
+            .and_then(|thread| thread.ring.get())
+        {
+            self.device.stop(number, ring);
+        }
         Ok(())
     }
 
@@ -159,9 +181,7 @@ impl VhostUserBackend for Backend {
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         // An error would end the thread, and a guest can make as many as it likes.
-        if let Err(error) = self.serve(thread, ring, &mut work) {
-            tracing::debug!(%error, thread, "a ring cannot be read");
-        }
+        self.serve(thread, ring, &mut work);
         Ok(())
     }
 }

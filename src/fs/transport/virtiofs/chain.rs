@@ -32,12 +32,24 @@ pub(super) struct Chain {
     answer: Parts,
 }
 
-/// Why nothing was written.
+/// Why nothing was written that the guest has been told of.
+#[derive(Debug)]
+pub(super) enum WriteError {
+    /// The guest has no room for it, or no such memory.
+    Guest(io::Error),
+    /// The bytes of a file cannot be read.
+    Disk(io::Error),
+}
+
 #[derive(Debug, thiserror::Error)]
 #[error("the guest has room for {room} bytes of an answer of {needed}")]
 struct NoRoom {
     needed: u64,
     room: u64,
+}
+
+fn guest(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> WriteError {
+    WriteError::Guest(io::Error::other(error))
 }
 
 impl Chain {
@@ -82,17 +94,14 @@ impl Chain {
         Ok(())
     }
 
-    /// Writes an answer into guest memory, and returns its length in bytes.
-    ///
-    /// # Errors
-    /// `EIO` when the bytes of a file cannot be read; others when the answer does not fit or the guest has no such memory. The
-    /// guest has not been told of anything then.
-    pub(super) fn write(&self, memory: &Memory, answer: &Answer<'_>) -> io::Result<u32> {
-        let header = OutHeader::new(answer.to.unique, -answer.errno, answer.body.len())?;
+    /// Writes an answer into guest memory, and returns its length in bytes. The guest has not been told of anything by that.
+    pub(super) fn write(&self, memory: &Memory, answer: &Answer<'_>) -> Result<u32, WriteError> {
+        let header = OutHeader::new(answer.to.unique, -answer.errno, answer.body.len());
+        let header = header.map_err(WriteError::Guest)?;
         let needed = size_of::<OutHeader>() as u64 + answer.body.len();
         let room = self.answer.iter().map(|(_, len)| *len as u64).sum();
         if needed > room {
-            return Err(io::Error::other(NoRoom { needed, room }));
+            return Err(guest(NoRoom { needed, room }));
         }
         let mut room = Room {
             memory,
@@ -104,7 +113,7 @@ impl Chain {
             Body::Bytes(parts) => parts.iter().try_for_each(|part| room.put(part))?,
             Body::Slices(slices) => slices.iter().try_for_each(|slice| room.put_slice(slice))?,
         }
-        u32::try_from(needed).map_err(io::Error::other)
+        u32::try_from(needed).map_err(guest)
     }
 }
 
@@ -118,9 +127,9 @@ struct Room<'a> {
 
 impl<'a> Room<'a> {
     /// Up to `len` bytes of the next part, which are taken.
-    fn take(&mut self, len: usize) -> io::Result<Part> {
+    fn take(&mut self, len: usize) -> Result<Part, WriteError> {
         loop {
-            let &(address, size) = self.parts.first().ok_or(io::ErrorKind::WriteZero)?;
+            let &(address, size) = self.parts.first().ok_or_else(|| guest("no room is left"))?;
             if self.used == size {
                 self.parts = &self.parts[1..];
                 self.used = 0;
@@ -130,43 +139,45 @@ impl<'a> Room<'a> {
             let offset = self.used as u64;
             let start = address.0.checked_add(offset);
             self.used += taken;
-            let start = start.ok_or(io::ErrorKind::InvalidInput)?;
+            let start = start.ok_or_else(|| guest("an address is too large"))?;
             return Ok((GuestAddress(start), taken));
         }
     }
 
-    fn put(&mut self, mut bytes: &[u8]) -> io::Result<()> {
+    fn put(&mut self, mut bytes: &[u8]) -> Result<(), WriteError> {
         while !bytes.is_empty() {
             let (address, len) = self.take(bytes.len())?;
             let (now, later) = bytes.split_at(len);
-            self.memory
-                .write_slice(now, address)
-                .map_err(io::Error::other)?;
+            self.memory.write_slice(now, address).map_err(guest)?;
             bytes = later;
         }
         Ok(())
     }
 
-    fn put_slice(&mut self, slice: &Slice) -> io::Result<()> {
+    fn put_slice(&mut self, slice: &Slice) -> Result<(), WriteError> {
+        let outside = || WriteError::Disk(io::Error::from_raw_os_error(libc::EIO));
         match &slice.data {
             ChunkData::Memory(bytes) => {
                 let range = usize::try_from(slice.start)
                     .ok()
                     .zip(usize::try_from(slice.len).ok());
                 let part = range.and_then(|(start, len)| bytes.get(start..start.checked_add(len)?));
-                self.put(part.ok_or(io::ErrorKind::InvalidInput)?)
+                self.put(part.ok_or_else(outside)?)
             }
             ChunkData::Disk(file, offset) => {
-                let start = offset
-                    .checked_add(slice.start)
-                    .ok_or(io::ErrorKind::InvalidInput)?;
+                let start = offset.checked_add(slice.start).ok_or_else(outside)?;
                 self.put_file(file, start, slice.len)
             }
         }
     }
 
     /// Reads from a file into guest memory, with no copy between.
-    fn put_file(&mut self, file: &DataFile, mut offset: u64, mut len: u64) -> io::Result<()> {
+    fn put_file(
+        &mut self,
+        file: &DataFile,
+        mut offset: u64,
+        mut len: u64,
+    ) -> Result<(), WriteError> {
         while len > 0 {
             let mut slices = SmallVec::<[VolatileSlice<'a, ()>; 16]>::new();
             let mut wanted = 0;
@@ -176,9 +187,9 @@ impl<'a> Room<'a> {
                 for slice in self
                     .memory
                     .get_slices(address, taken, Permissions::Write)
-                    .map_err(io::Error::other)?
+                    .map_err(guest)?
                 {
-                    slices.push(slice.map_err(io::Error::other)?);
+                    slices.push(slice.map_err(guest)?);
                 }
                 wanted += taken as u64;
             }
@@ -196,7 +207,7 @@ fn read_into(
     mut offset: u64,
     mut len: u64,
     slices: &[VolatileSlice<'_, ()>],
-) -> io::Result<()> {
+) -> Result<(), WriteError> {
     let guards: SmallVec<[_; 16]> = slices.iter().map(VolatileSlice::ptr_guard_mut).collect();
     let mut vectors: SmallVec<[libc::iovec; 16]> = guards
         .iter()
@@ -207,9 +218,9 @@ fn read_into(
         .collect();
     let mut vectors = &mut vectors[..];
     while len > 0 {
-        let count =
-            libc::c_int::try_from(vectors.len().min(MOST_PARTS)).map_err(io::Error::other)?;
-        let at = libc::off_t::try_from(offset).map_err(io::Error::other)?;
+        let count = libc::c_int::try_from(vectors.len().min(MOST_PARTS)).map_err(guest)?;
+        let at = libc::off_t::try_from(offset)
+            .map_err(|error| WriteError::Disk(io::Error::other(error)))?;
         // SAFETY: each vector is of a slice of guest memory that is mapped and borrowed for the whole call, and that nobody has a Rust
         // reference to.
         let read =
@@ -217,10 +228,13 @@ fn read_into(
         let read = match read {
             ..0 => match io::Error::last_os_error() {
                 error if error.kind() == io::ErrorKind::Interrupted => continue,
-                error => return Err(error),
+                error if error.raw_os_error() == Some(libc::EFAULT) => {
+                    return Err(WriteError::Guest(error));
+                }
+                error => return Err(WriteError::Disk(error)),
             },
             // The file is shorter than it was: somebody else has cut it off.
-            0 => return Err(io::Error::from_raw_os_error(libc::EIO)),
+            0 => return Err(WriteError::Disk(io::Error::from_raw_os_error(libc::EIO))),
             read => read.unsigned_abs(),
         };
         offset += read as u64;

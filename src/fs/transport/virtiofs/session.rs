@@ -1,31 +1,26 @@
 use std::{
-    io,
     os::unix::net::UnixListener,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
+    time::{Duration, Instant},
 };
 
 use vhost::vhost_user::Listener;
 use vhost_user_backend::{ShutdownHandle, VhostUserDaemon};
-use vm_memory::GuestMemoryAtomic;
 
-use super::{Device, Memory, backend::Backend};
+use super::{Device, backend::Backend};
 use crate::fs::{
     Filesystem,
     dispatch::{self, Dispatcher, IoMode},
 };
 
-/// Why a guest is served no more.
-#[derive(Debug, thiserror::Error)]
-pub enum SessionError {
-    #[error("the socket cannot be listened on")]
-    Listen(#[source] io::Error),
-    /// The crate's error has no source.
-    #[error("the vhost-user back end cannot be set up: {0}")]
-    BackEnd(String),
-}
+/// After something has failed, machines are listened for again after this time.
+const AGAIN_AFTER: Duration = Duration::from_secs(1);
+/// What waits is answered within this time at the end, or never.
+const CLOSE_WITHIN: Duration = Duration::from_millis(300);
+const LOOK_EVERY: Duration = Duration::from_millis(5);
 
 /// A filesystem that machines connect to, one after the other, each with a guest of its own.
 pub struct Session {
@@ -42,7 +37,7 @@ impl Session {
     /// `queues` are those for requests. Must be called within a tokio runtime, in which fetches run.
     #[must_use]
     pub fn new(fs: &Arc<Filesystem>, listener: UnixListener, queues: usize) -> Self {
-        let device = Arc::new(Device::new(GuestMemoryAtomic::new(Memory::new())));
+        let device = Arc::new(Device::new());
         let options = dispatch::Options {
             io_mode: IoMode::Large,
             longest_wait: None,
@@ -58,40 +53,36 @@ impl Session {
         }
     }
 
-    /// Serves one machine after the other until [`Session::close`]. Blocks, also between machines: a thread of its own is best.
-    ///
-    /// # Errors
-    /// When the socket or the back end fails; a machine that misbehaves or goes is no error.
-    pub fn serve(&self) -> Result<(), SessionError> {
-        while !self.is_closed.load(Ordering::Acquire) {
-            self.serve_one()?;
+    /// Serves one machine after the other until [`Session::close`]. Blocks, also between machines, and is not woken there: a thread of its
+    /// own is best.
+    pub fn serve(&self) {
+        while !self.is_closed() {
+            if let Err(error) = self.serve_one() {
+                // A machine that came and went too fast, or too many descriptors for a while.
+                tracing::warn!(%error, "a machine cannot be served");
+                std::thread::sleep(AGAIN_AFTER);
+            }
             // What the guest knew is worth nothing to the next one.
             self.device.forget();
             self.dispatcher.reset();
         }
-        Ok(())
     }
 
-    fn serve_one(&self) -> Result<(), SessionError> {
+    fn serve_one(&self) -> Result<(), vhost_user_backend::Error> {
         let backend = Backend::new(
             Arc::clone(&self.device),
             Arc::clone(&self.dispatcher),
             self.queues,
         );
-        let back_end = |error: vhost_user_backend::Error| SessionError::BackEnd(error.to_string());
-        let mut daemon = VhostUserDaemon::new(
-            "vhost-user".to_owned(),
-            Arc::new(backend),
-            self.device.memory(),
-        )
-        .map_err(back_end)?;
+        let name = "vhost-user".to_owned();
+        let mut daemon = VhostUserDaemon::new(name, Arc::new(backend), self.device.memory())?;
         {
             let mut listener = self.listener.lock().unwrap_or_else(PoisonError::into_inner);
-            daemon.start(&mut listener).map_err(back_end)?;
+            daemon.start(&mut listener)?;
         }
         tracing::info!("a machine has connected");
         *self.connection() = daemon.shutdown_handle();
-        if self.is_closed.load(Ordering::Acquire) {
+        if self.is_closed() {
             daemon.request_shutdown();
         }
         match daemon.wait() {
@@ -105,13 +96,26 @@ impl Session {
         Ok(())
     }
 
-    /// Answers what waits with EIO, and ends the connection.
+    /// Answers what waits with EIO, and ends the connection. What waits in a machine that is paused is not answered.
     pub fn close(&self) {
         self.is_closed.store(true, Ordering::Release);
-        self.dispatcher.reset();
+        self.device.close();
+        let deadline = Instant::now() + CLOSE_WITHIN;
+        loop {
+            // What is at hand now may begin to wait after this.
+            self.dispatcher.reset();
+            if self.device.is_idle() || Instant::now() > deadline {
+                break;
+            }
+            std::thread::sleep(LOOK_EVERY);
+        }
         if let Some(connection) = self.connection().take() {
             connection.shutdown();
         }
+    }
+
+    fn is_closed(&self) -> bool {
+        self.is_closed.load(Ordering::Acquire)
     }
 
     /// How many requests there were of each operation, by its name in the protocol.
