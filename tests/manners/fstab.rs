@@ -19,12 +19,7 @@ fn called(scratch: &Scratch, words: &[&str]) -> Command {
     }
     let mut command = Command::new(&link);
     let castore = scratch.command([""; 0]);
-    for (name, value) in castore.get_envs() {
-        match value {
-            Some(value) => command.env(name, value),
-            None => command.env_remove(name),
-        };
-    }
+    support::environment_of(&castore, &mut command);
     command.arg("tree").arg(scratch.mnt()).args(words);
     command
 }

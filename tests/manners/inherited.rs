@@ -10,12 +10,7 @@ fn shell(scratch: &Scratch, script: &str) -> Command {
     let mut command = Command::new("bash");
     command.args(["-c", script]).current_dir(scratch.dir.path());
     let castore = scratch.command([""; 0]);
-    for (name, value) in castore.get_envs() {
-        match value {
-            Some(value) => command.env(name, value),
-            None => command.env_remove(name),
-        };
-    }
+    support::environment_of(&castore, &mut command);
     command
 }
 

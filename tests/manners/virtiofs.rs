@@ -210,15 +210,7 @@ fn systemd_hands_a_socket_over() {
         "exec 3<&{}; LISTEN_FDS=1 LISTEN_PID=$$ exec \"$@\"",
         listener.as_raw_fd()
     );
-    let mut command = Command::new("bash");
-    command.args(["-c", &script, "bash"]);
-    command.arg(castore.get_program()).args(castore.get_args());
-    for (name, value) in castore.get_envs() {
-        match value {
-            Some(value) => command.env(name, value),
-            None => command.env_remove(name),
-        };
-    }
+    let command = support::before("bash", ["-c", &script, "bash"], &castore);
     let mut served = Served::by(command, dir);
     connect(&path);
     eventually("it has answered", || served.connections() == 1);

@@ -1,11 +1,11 @@
 //! How little is enough.
 
-use std::{fs, path::PathBuf, process::Command, time::Duration};
+use std::{fs, path::PathBuf, time::Duration};
 
 use crate::{
     Test,
     fixture::MEMORY_CONTROLLER,
-    support::{Mount, Scratch, eventually, tree},
+    support::{Mount, Scratch, before, eventually, tree},
 };
 
 pub const ALL: [Test; 1] = [(
@@ -85,18 +85,11 @@ fn a_small_control_group_is_enough() {
         );
     }
     let digest = scratch.import(&source);
-    let mut command = Command::new("sh");
     let inside = group.0.join("cgroup.procs");
     let script = format!("echo $$ > {} && exec \"$@\"", inside.display());
     let inner = scratch.command(["mount", "--foreground", "--memory", "16MiB", &digest]);
-    command.args(["-c", &script, "sh"]).arg(inner.get_program());
-    command.args(inner.get_args()).arg(scratch.mnt());
-    for (name, value) in inner.get_envs() {
-        match value {
-            Some(value) => command.env(name, value),
-            None => command.env_remove(name),
-        };
-    }
+    let mut command = before("sh", ["-c", &script, "sh"], &inner);
+    command.arg(scratch.mnt());
     let mount = Mount::start(command, &scratch.mnt());
     tree::assert_equal(&source, &mount.path);
     // Again, past the kernel's cache.

@@ -8,12 +8,11 @@ use std::{
         fs::{FileExt, symlink},
     },
     path::{Path, PathBuf},
-    process::Command,
 };
 
 use castore::model::{Digest, Directory, Entry, Name, Node};
 
-use crate::support::{Mount, Scratch, tree};
+use crate::support::{Mount, Scratch, before, tree};
 
 /// The error of looking at a path.
 fn error_of(path: &Path) -> Option<i32> {
@@ -144,16 +143,9 @@ fn few_descriptors_are_enough() {
     let scratch = Scratch::new();
     let digest = of_large_files(&scratch, FILES);
     let inner = scratch.command(["mount", "--foreground", &digest]);
-    let mut command = Command::new("sh");
     let script = format!("ulimit -n {ALLOWED} && exec \"$@\"");
-    command.args(["-c", &script, "sh"]).arg(inner.get_program());
-    command.args(inner.get_args()).arg(scratch.mnt());
-    for (name, value) in inner.get_envs() {
-        match value {
-            Some(value) => command.env(name, value),
-            None => command.env_remove(name),
-        };
-    }
+    let mut command = before("sh", ["-c", &script, "sh"], &inner);
+    command.arg(scratch.mnt());
     let mount = Mount::start(command, &scratch.mnt());
     for _ in 0..2 {
         for number in 0..FILES {

@@ -14,7 +14,7 @@ use std::{
 use crate::{
     gate::Gate,
     support::{
-        DEADLINE, Mount, Scratch, detach, eventually, output, succeeded, tree, wait, within,
+        DEADLINE, Mount, Scratch, before, detach, eventually, output, succeeded, tree, wait, within,
     },
 };
 
@@ -150,6 +150,23 @@ impl Behind {
     }
 
     /// The same with the daemon started by another program.
+    /// The same with a daemon in a mount namespace of its own, where a script has changed `/proc` first. The mount is seen outside. `script` is
+    /// given the scratch directory.
+    pub fn with_another_proc(script: impl FnOnce(&Path) -> String) -> Self {
+        let mut bound = None;
+        let mut behind = Self::by(&[], |daemon| {
+            let mnt = Path::new(daemon.get_args().last().unwrap());
+            let scratch = mnt.parent().unwrap();
+            bound = Some(Bound::shared(scratch));
+            let script = format!("mount --make-private /proc && {}", script(scratch));
+            let propagation = ["--mount", "--propagation", "unchanged"];
+            let words = propagation.into_iter().chain(["sh", "-c", &script, "sh"]);
+            before("unshare", words, &daemon)
+        });
+        behind.bound = bound;
+        behind
+    }
+
     pub fn by(options: &[&str], wrap: impl FnOnce(Command) -> Command) -> Self {
         let scratch = Scratch::new();
         let source = scratch.path("source");
@@ -218,20 +235,6 @@ impl Behind {
         assert!(bytes.unwrap() == tree::noise(7, 5000), "other bytes");
         eventually("no request is left", || self.unanswered() == 0);
     }
-}
-
-/// A program with the arguments and the environment of a daemon, and its own words before them.
-pub fn before(program: &str, words: &[&str], daemon: &Command) -> Command {
-    let mut command = Command::new(program);
-    command.args(words);
-    command.arg(daemon.get_program()).args(daemon.get_args());
-    for (name, value) in daemon.get_envs() {
-        match value {
-            Some(value) => command.env(name, value),
-            None => command.env_remove(name),
-        };
-    }
-    command
 }
 
 /// A process that waits in a mount. Killed when this is dropped.

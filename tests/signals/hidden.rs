@@ -2,7 +2,6 @@
 
 use std::{
     fs,
-    path::Path,
     process::Command,
     time::{Duration, Instant},
 };
@@ -11,8 +10,8 @@ use libc::{SIGKILL, SIGTERM, SIGUSR1};
 
 use crate::{
     Test,
-    fixture::{AT_ONCE, Behind, Bound, CALLS, Caller, before, call, waiting},
-    support::{DEADLINE, eventually, output, succeeded, wait},
+    fixture::{AT_ONCE, Behind, CALLS, Caller, call, waiting},
+    support::{DEADLINE, before, eventually, output, succeeded, wait},
 };
 
 pub const ALL: [Test; 5] = [
@@ -34,37 +33,22 @@ pub const ALL: [Test; 5] = [
 /// The daemon in a namespace of its own: callers outside of it have no number there, and no fate that it could look at.
 fn hidden() -> Behind {
     Behind::by(&[], |daemon| {
-        before("unshare", &["--pid", "--fork", "--kill-child"], &daemon)
+        before("unshare", ["--pid", "--fork", "--kill-child"], &daemon)
     })
 }
 
 /// Takes away the capability that sees all processes in spite of `hidepid`. Containers have it seldom.
 const WITHOUT_PTRACE: [&str; 3] = ["setpriv", "--bounding-set", "-sys_ptrace"];
 
-/// The daemon with a `/proc` that hides the processes of others, in a mount namespace of its own. The mount is seen outside.
+/// The daemon with a `/proc` that hides the processes of others.
 fn behind_hidepid() -> Behind {
-    let mut bound = None;
-    let mut behind = Behind::by(&[], |daemon| {
-        let mnt = Path::new(daemon.get_args().last().unwrap());
-        bound = Some(Bound::shared(mnt.parent().unwrap()));
+    Behind::with_another_proc(|_| {
         // The group that sees all is root's unless another one is named.
-        let script = format!(
-            "mount --make-private /proc && mount -t proc -o hidepid=2,gid=65534 proc /proc && exec {} \"$@\"",
+        format!(
+            "mount -t proc -o hidepid=2,gid=65534 proc /proc && exec {} \"$@\"",
             WITHOUT_PTRACE.join(" ")
-        );
-        let words = [
-            "--mount",
-            "--propagation",
-            "unchanged",
-            "sh",
-            "-c",
-            &script,
-            "sh",
-        ];
-        before("unshare", &words, &daemon)
-    });
-    behind.bound = bound;
-    behind
+        )
+    })
 }
 
 /// Whether a process that is started as the daemon was finds another one in its `/proc`.

@@ -2,7 +2,6 @@
 
 use std::{
     fs,
-    path::Path,
     time::{Duration, Instant},
 };
 
@@ -10,7 +9,7 @@ use libc::{SIGINT, SIGKILL, SIGTERM};
 
 use crate::{
     Test,
-    fixture::{Behind, Bound, CALLS, Caller, PAGES, before, waiting},
+    fixture::{Behind, CALLS, Caller, PAGES, waiting},
     support::{eventually, within},
 };
 
@@ -94,30 +93,14 @@ fn an_outage_is_waited_for() {
 /// The kernel ends the connection of a daemon that leaves a request for longer than its limit, so the daemon answers before.
 /// The limit is the daemon's alone here: it finds another file in the place of the kernel's.
 fn the_kernel_grants_less() {
-    let mut bound = None;
-    let mut behind = Behind::by(&[], |daemon| {
-        let mnt = Path::new(daemon.get_args().last().unwrap());
-        let scratch = mnt.parent().unwrap();
-        bound = Some(Bound::shared(scratch));
+    let behind = Behind::with_another_proc(|scratch| {
         let limit = scratch.join("limit");
         fs::write(&limit, "5\n").unwrap();
-        let script = format!(
-            "mount --make-private /proc &&
-             mount --bind {} /proc/sys/fs/fuse/max_request_timeout && exec \"$@\"",
+        format!(
+            "mount --bind {} /proc/sys/fs/fuse/max_request_timeout && exec \"$@\"",
             limit.display()
-        );
-        let words = [
-            "--mount",
-            "--propagation",
-            "unchanged",
-            "sh",
-            "-c",
-            &script,
-            "sh",
-        ];
-        before("unshare", &words, &daemon)
+        )
     });
-    behind.bound = bound;
     let begun = Instant::now();
     let mut caller = waiting(&behind, CALLS[0], 1, &[]);
     assert_eq!(caller.result(), "EIO after 0 EINTR, 0 signals");

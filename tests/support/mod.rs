@@ -134,6 +134,29 @@ impl Scratch {
     }
 }
 
+/// A program with the words of a command and its environment, and its own words before them.
+pub fn before<S: AsRef<OsStr>>(
+    program: &str,
+    words: impl IntoIterator<Item = S>,
+    inner: &Command,
+) -> Command {
+    let mut command = Command::new(program);
+    command.args(words);
+    command.arg(inner.get_program()).args(inner.get_args());
+    environment_of(inner, &mut command);
+    command
+}
+
+/// Gives a command what another one changes in its environment.
+pub fn environment_of(inner: &Command, command: &mut Command) {
+    for (name, value) in inner.get_envs() {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
+}
+
 /// Runs a command with a deadline.
 pub fn output(mut command: Command) -> Output {
     command.stdout(Stdio::piped()).stderr(Stdio::piped());

@@ -69,7 +69,7 @@ pub(super) const fn has_answer(opcode: u32) -> bool {
     }
 }
 
-/// Bytes of the structure that an operation has before its payload; of one that is refused, nothing is read.
+/// Bytes of the structure that an operation has before its payload; 0 where nothing of it is read.
 pub(super) const fn arguments_len(opcode: u32) -> usize {
     match handling(opcode) {
         Handling::Run(opcode) => match opcode {
