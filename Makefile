@@ -2,12 +2,12 @@
 
 CARGO ?= cargo
 
-.PHONY: demo test test-long test-vm lint bench bench-walk bench-remote bench-prefetch deny setup servers programs
+.PHONY: demo test test-long test-vm lint bench bench-walk bench-remote bench-prefetch bench-virtiofs deny setup servers programs guest
 
 demo: setup
 	contrib/demo.sh
 
-test: setup servers programs
+test: setup servers programs guest
 	@if test -w /dev/fuse && command -v fusermount3 >/dev/null 2>&1; then \
 		contrib/test.sh $(CARGO) test --locked --no-fail-fast -- --include-ignored; \
 	else \
@@ -20,8 +20,7 @@ test-long: setup
 	$(CARGO) test --locked --release --test long -- --test-threads=1 --nocapture
 
 # Guests under QEMU, to which back ends of vhost-user-fs serve trees. What is missing is reported as ignored.
-test-vm: setup
-	@contrib/test-vm.sh $${CARGO_TARGET_DIR:-target}/vm
+test-vm: setup guest
 	$(CARGO) test --locked --test vm
 
 lint:
@@ -46,6 +45,10 @@ bench-remote: setup servers
 bench-prefetch: setup servers
 	$(CARGO) bench --locked --bench prefetch
 
+# A guest's reads over virtiofs, beside the reference daemon. Takes ten minutes.
+bench-virtiofs: setup guest
+	$(CARGO) bench --locked --bench virtiofs
+
 # Licences, advisories and sources of all dependencies; fetches the advisory database.
 deny:
 	$(CARGO) deny --locked check
@@ -57,6 +60,10 @@ servers:
 # Compilers, overlays, debuggers and others that the tests run over mounts. What is missing is reported as ignored.
 programs:
 	@contrib/test-programs.sh
+
+# QEMU and what a guest boots with, for the tests in a virtual machine. What is missing is reported as ignored.
+guest:
+	@contrib/test-vm.sh $${CARGO_TARGET_DIR:-target}/vm
 
 setup:
 	@contrib/setup.sh

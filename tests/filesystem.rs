@@ -1,4 +1,5 @@
-//! Every row of the filesystem's behaviour, over a real mount, and the defects of the ancestor.
+//! Real mounts: options, large trees, what waits and what is damaged, and the defects of the ancestor. What holds on every mount
+//! is in `behaviour`.
 
 #![allow(
     clippy::unwrap_used,
@@ -10,13 +11,13 @@
 mod support;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     ffi::CString,
     fs::{self, File},
-    io::{Read, Seek, SeekFrom},
+    io::Read,
     os::unix::{
         ffi::OsStrExt,
-        fs::{DirEntryExt, FileExt, MetadataExt, OpenOptionsExt, PermissionsExt},
+        fs::{DirEntryExt, FileExt, MetadataExt},
         process::ExitStatusExt,
     },
     path::Path,
@@ -110,167 +111,32 @@ fn a_tree_comes_out_as_it_went_in() {
 
 #[test]
 #[ignore = "needs /dev/fuse"]
-fn stat_says_what_the_formats_say() {
-    let (_scratch, mount) = mounted(&[], tree::sample);
-    let stat = |name: &str| fs::symlink_metadata(mount.at(name)).unwrap();
-    let expected = [
-        ("hello", 0o100_444, 11),
-        ("hello-exec", 0o100_555, 11),
-        ("nothing", 0o100_444, 0),
-        ("large", 0o100_444, 5_000_001),
-        ("link", 0o120_444, 5),
-        ("empty", 0o040_555, 0),
-        // Two directories and what is in them: inner, file.
-        ("same-a", 0o040_555, 2),
-        ("deep", 0o040_555, 5),
-    ];
-    for (name, mode, size) in expected {
-        let stat = stat(name);
-        assert_eq!((stat.mode(), stat.size()), (mode, size), "{name}");
-        assert_eq!((stat.uid(), stat.gid()), (0, 0), "{name}");
-        assert_eq!(
-            (stat.atime(), stat.mtime(), stat.ctime()),
-            (0, 1, 0),
-            "{name}"
-        );
-        assert_eq!(stat.nlink(), 1, "{name}");
-        assert_eq!(stat.blocks(), size.div_ceil(512), "{name}");
-        assert!(stat.blksize() >= 128 << 10, "{name}");
-    }
-    let root = fs::metadata(&mount.path).unwrap();
-    assert_eq!((root.mode(), root.ino()), (0o040_555, 1));
-    assert_eq!((root.uid(), root.nlink(), root.mtime()), (0, 1, 1));
-    mount.stop();
-}
-
-#[test]
-#[ignore = "needs /dev/fuse"]
-fn inode_numbers_are_those_of_the_path() {
-    // Equal files shared a number, and programs took them for one file.
-    for (options, bits) in [(&[][..], 56), (&["--inode32"][..], 32)] {
-        let (_scratch, mount) = mounted(options, tree::sample);
-        let mut seen = BTreeSet::new();
-        let mut dirs = vec![mount.path.clone()];
-        while let Some(dir) = dirs.pop() {
-            for entry in fs::read_dir(dir).unwrap() {
-                let entry = entry.unwrap();
-                let stat = fs::symlink_metadata(entry.path()).unwrap();
-                // d_ino of a listing is st_ino.
-                assert_eq!(entry.ino(), stat.ino(), "{:?}", entry.path());
-                assert!(stat.ino() > 1 && stat.ino() < 1 << bits);
-                assert!(seen.insert(stat.ino()), "{:?}", entry.path());
-                if stat.is_dir() {
-                    dirs.push(entry.path());
-                }
+fn inode_numbers_fit_32_bits() {
+    let (_scratch, mount) = mounted(&["--inode32"], tree::sample);
+    let mut seen = BTreeSet::new();
+    let mut dirs = vec![mount.path.clone()];
+    while let Some(dir) = dirs.pop() {
+        for entry in fs::read_dir(dir).unwrap() {
+            let entry = entry.unwrap();
+            let stat = fs::symlink_metadata(entry.path()).unwrap();
+            // d_ino of a listing is st_ino.
+            assert_eq!(entry.ino(), stat.ino(), "{:?}", entry.path());
+            assert!(stat.ino() > 1 && stat.ino() < 1 << 32);
+            assert!(seen.insert(stat.ino()), "{:?}", entry.path());
+            if stat.is_dir() {
+                dirs.push(entry.path());
             }
         }
-        assert!(seen.len() > 20);
-        mount.stop();
     }
-}
-
-#[test]
-#[ignore = "needs /dev/fuse"]
-fn equal_content_keeps_its_own_mode() {
-    // The ancestor showed the mode of whichever was looked up first, for both.
-    for first in ["hello", "hello-exec"] {
-        let (_scratch, mount) = mounted(&[], tree::sample);
-        fs::metadata(mount.at(first)).unwrap();
-        let mode = |name| fs::metadata(mount.at(name)).unwrap().permissions().mode() & 0o777;
-        assert_eq!((mode("hello"), mode("hello-exec")), (0o444, 0o555));
-        mount.stop();
-    }
-}
-
-#[test]
-#[ignore = "needs /dev/fuse"]
-fn nothing_can_be_written() {
-    let (_scratch, mount) = mounted(&[], tree::sample);
-    let hello = mount.at("hello");
-    let open = |options: &mut fs::OpenOptions| errno(options.open(&hello));
-    assert_eq!(open(File::options().write(true)), libc::EROFS);
-    assert_eq!(open(File::options().append(true)), libc::EROFS);
-    assert_eq!(
-        open(File::options().write(true).truncate(true)),
-        libc::EROFS
-    );
-    assert_eq!(errno(File::create(mount.at("new"))), libc::EROFS);
-    assert_eq!(errno(fs::create_dir(mount.at("new"))), libc::EROFS);
-    assert_eq!(errno(fs::remove_file(&hello)), libc::EROFS);
-    assert_eq!(errno(fs::remove_dir(mount.at("empty"))), libc::EROFS);
-    assert_eq!(errno(fs::rename(&hello, mount.at("new"))), libc::EROFS);
-    assert_eq!(errno(fs::hard_link(&hello, mount.at("new"))), libc::EROFS);
-    let link = std::os::unix::fs::symlink("x", mount.at("new"));
-    assert_eq!(errno(link), libc::EROFS);
-    let mode = fs::Permissions::from_mode(0o777);
-    assert_eq!(errno(fs::set_permissions(&hello, mode)), libc::EROFS);
-    assert_eq!(
-        errno(std::os::unix::fs::chown(&hello, Some(1), None)),
-        libc::EROFS
-    );
+    assert!(seen.len() > 20);
     mount.stop();
 }
 
 #[test]
 #[ignore = "needs /dev/fuse"]
-fn wrong_kinds_are_told_apart() {
-    let (_scratch, mount) = mounted(&[], tree::sample);
-    let wronly = File::options().write(true).open(mount.at("deep"));
-    assert!([libc::EISDIR, libc::EROFS].contains(&errno(wronly)));
-    assert_eq!(errno(fs::read(mount.at("deep"))), libc::EISDIR);
-    assert_eq!(errno(fs::read_link(mount.at("hello"))), libc::EINVAL);
-    assert_eq!(errno(fs::read_link(mount.at("deep"))), libc::EINVAL);
-    assert_eq!(errno(fs::read_dir(mount.at("hello"))), libc::ENOTDIR);
-    assert_eq!(errno(fs::metadata(mount.at("hello/x"))), libc::ENOTDIR);
-    assert_eq!(errno(fs::metadata(mount.at("absent"))), libc::ENOENT);
-    assert_eq!(errno(fs::metadata(mount.at("deep/absent"))), libc::ENOENT);
-    let long = "n".repeat(256);
-    assert_eq!(errno(fs::metadata(mount.at(&long))), libc::ENAMETOOLONG);
-    mount.stop();
-}
-
-#[test]
-#[ignore = "needs /dev/fuse"]
-fn attributes_tell_digests() {
-    let (_scratch, mount) = mounted(&["--xattr"], tree::sample);
+fn attributes_are_off_by_default() {
     let blob = "user.tvix.castore.blob.digest";
-    let directory = "user.tvix.castore.directory.digest";
-    let hello = castore::model::Digest::of(b"Hello World").to_string();
-    assert_eq!(
-        xattr(&mount.at("hello"), blob, 100),
-        Ok(hello.clone().into_bytes())
-    );
-    assert_eq!(
-        xattr_names(&mount.at("hello")),
-        Ok([blob.as_bytes(), &[0]].concat())
-    );
-    let empty = castore::model::Digest::empty().to_string();
-    assert_eq!(
-        xattr(&mount.at("empty"), directory, 100),
-        Ok(empty.into_bytes())
-    );
-    assert_eq!(
-        xattr_names(&mount.at("empty")),
-        Ok([directory.as_bytes(), &[0]].concat())
-    );
-    assert_eq!(
-        xattr_names(&mount.path),
-        Ok([directory.as_bytes(), &[0]].concat())
-    );
-    assert_eq!(xattr_names(&mount.at("link")), Ok(vec![]));
-    assert_eq!(
-        xattr(&mount.at("hello"), directory, 100),
-        Err(libc::ENODATA)
-    );
-    assert_eq!(xattr(&mount.at("empty"), blob, 100), Err(libc::ENODATA));
-    assert_eq!(
-        xattr(&mount.at("hello"), "user.other", 100),
-        Err(libc::ENODATA)
-    );
-    assert_eq!(xattr(&mount.at("hello"), blob, 5), Err(libc::ERANGE));
-    assert_eq!(xattr(&mount.at("hello"), blob, 0), Ok(vec![0; hello.len()]));
-    mount.stop();
-    // Off by default: the kernel asks for an attribute of each file that `ls -l` shows.
+    // The kernel asks for an attribute of each file that `ls -l` shows.
     let (_scratch, mount) = mounted(&[], tree::sample);
     for _ in 0..2 {
         assert_eq!(xattr(&mount.at("hello"), blob, 100), Err(libc::EOPNOTSUPP));
@@ -300,61 +166,6 @@ fn hidden_attributes_tell_what_is_cached() {
     support::eventually("all is cached", || {
         text("user.castore.cached") == "5000001/5000001"
     });
-    mount.stop();
-}
-
-#[test]
-#[ignore = "needs /dev/fuse"]
-fn reads_at_every_boundary() {
-    let (scratch, mount) = mounted(&[], tree::sample);
-    for name in ["large", "block", "chunk", "one", "nothing", "zeros"] {
-        let expected = fs::read(scratch.path("source").join(name)).unwrap();
-        let file = File::open(mount.at(name)).unwrap();
-        let end = expected.len() as u64;
-        let mut offsets = vec![0, 1, 4095, 4096, 131_071, 131_072, 262_144, 1 << 20, end];
-        offsets.extend([end.saturating_sub(1), end + 1, end + 100_000]);
-        for offset in offsets {
-            for len in [1, 4096, 100_000, 2 << 20] {
-                let mut buffer = vec![0xee; len];
-                let mut read = 0;
-                while read < len {
-                    let more = file
-                        .read_at(&mut buffer[read..], offset + read as u64)
-                        .unwrap();
-                    if more == 0 {
-                        break;
-                    }
-                    read += more;
-                }
-                let from = usize::try_from(offset).unwrap().min(expected.len());
-                let to = (from + len).min(expected.len());
-                assert!(
-                    buffer[..read] == expected[from..to],
-                    "{name} {offset} {len}"
-                );
-            }
-        }
-    }
-    mount.stop();
-}
-
-#[test]
-#[ignore = "needs /dev/fuse"]
-fn direct_and_mapped_reads() {
-    let (scratch, mount) = mounted(&[], tree::sample);
-    let expected = fs::read(scratch.path("source").join("large")).unwrap();
-    let file = File::open(mount.at("large")).unwrap();
-    // SAFETY: the file on the mount never changes.
-    let map = unsafe { memmap2::Mmap::map(&file).unwrap() };
-    assert!(map[..] == expected[..]);
-    let direct = File::options()
-        .read(true)
-        .custom_flags(libc::O_DIRECT)
-        .open(mount.at("large"))
-        .unwrap();
-    let mut page = vec![0; 3 << 20];
-    let read = direct.read_at(&mut page, 4096).unwrap();
-    assert!(read > 0 && page[..read] == expected[4096..4096 + read]);
     mount.stop();
 }
 
@@ -513,28 +324,6 @@ fn a_waiting_lookup_is_interrupted() {
 
 #[test]
 #[ignore = "needs /dev/fuse"]
-fn a_long_listing_is_whole() {
-    // The ancestor lost the entry that did not fit a reply.
-    let count = 20_000;
-    let (_scratch, mount) = mounted(&[], |root| {
-        for number in 0..count {
-            let name = format!("{number:05}-{}", "x".repeat(number % 200));
-            fs::write(root.join(name), number.to_string()).unwrap();
-        }
-    });
-    for _ in 0..2 {
-        let names: BTreeSet<_> = fs::read_dir(&mount.path)
-            .unwrap()
-            .map(|entry| entry.unwrap().file_name())
-            .collect();
-        assert_eq!(names.len(), count);
-    }
-    assert_eq!(fs::metadata(&mount.path).unwrap().size(), count as u64);
-    mount.stop();
-}
-
-#[test]
-#[ignore = "needs /dev/fuse"]
 fn all_names_are_entries_of_the_root() {
     let scratch = Scratch::new();
     let source = scratch.path("source");
@@ -655,25 +444,6 @@ fn the_owner_is_that_of_everything() {
         let stat = fs::symlink_metadata(mount.at(name)).unwrap();
         assert_eq!((stat.uid(), stat.gid()), (1234, 5678), "{name:?}");
     }
-    mount.stop();
-}
-
-#[test]
-#[ignore = "needs /dev/fuse"]
-fn a_directory_keeps_its_size_when_it_is_listed() {
-    // The ancestor changed st_size after the first listing.
-    let (_scratch, mount) = mounted(&[], tree::sample);
-    let sizes = || -> BTreeMap<_, _> {
-        ["", "deep", "same-a", "empty"]
-            .map(|name| (name, fs::metadata(mount.at(name)).unwrap().size()))
-            .into()
-    };
-    let before = sizes();
-    for name in ["", "deep", "same-a", "empty"] {
-        fs::read_dir(mount.at(name)).unwrap().count();
-    }
-    drop_caches();
-    assert_eq!(sizes(), before);
     mount.stop();
 }
 
@@ -924,29 +694,6 @@ fn equal_directories_in_parallel() {
         }
         drop_caches();
     }
-    mount.stop();
-}
-
-#[test]
-#[ignore = "needs /dev/fuse"]
-fn seeking_and_the_working_directory() {
-    let (_scratch, mount) = mounted(&[], tree::sample);
-    let mut file = File::open(mount.at("hello")).unwrap();
-    assert_eq!(file.seek(SeekFrom::End(-5)).unwrap(), 6);
-    let mut rest = String::new();
-    file.read_to_string(&mut rest).unwrap();
-    assert_eq!(rest, "World");
-    // Two equal directories: the one that a process stands in stays the one it is.
-    let output = Command::new("sh")
-        .args([
-            "-c",
-            "cd same-a/inner && stat ../../same-b/inner/file >/dev/null && pwd -P && cat file",
-        ])
-        .current_dir(&mount.path)
-        .output()
-        .unwrap();
-    let text = String::from_utf8_lossy(&output.stdout);
-    assert!(text.contains("same-a/inner\nequal"), "{text}");
     mount.stop();
 }
 

@@ -134,8 +134,12 @@ pub fn memory() {
             assert_eq!(access(&directory, &name), 0);
         }
     };
-    // What is there once, whatever the number of inodes: threads, the memory tier.
+    // What is there once, whatever the number of inodes: threads, the memory tier, which directories fill.
     look(0);
+    for directory in 1..shape.directories {
+        let directory = mount.path().join(format!("dir{directory:06}"));
+        fs::symlink_metadata(directory.join("file000000.txt")).unwrap();
+    }
     let before = mount.anonymous();
     let known_before = mounted::inodes(&scratch);
     (1..shape.directories).for_each(look);

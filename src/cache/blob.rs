@@ -31,6 +31,8 @@ pub struct Blob {
     proven: AtomicBool,
     /// They do not: the manifest lies.
     wrong: AtomicBool,
+    /// Held by who joins and hashes them while others wait for the result.
+    pub(super) proving: tokio::sync::Mutex<()>,
     /// Where its parts come one by one, and their digests with them.
     arriving: Option<Arc<Arriving>>,
 }
@@ -61,6 +63,7 @@ impl Blob {
             }),
             proven: AtomicBool::new(manifest.is_whole(digest)),
             wrong: AtomicBool::new(false),
+            proving: tokio::sync::Mutex::new(()),
             arriving: None,
             manifest,
         }

@@ -3,11 +3,15 @@ use std::{
     time::Duration,
 };
 
+use futures::{StreamExt, TryStreamExt, stream};
+
 use super::{Blob, Cache, CacheError, Counter, Slice, store::Command};
 use crate::model::{Digest, Manifest};
 
 /// A blob is verified as a whole this long after its last chunk was asked for, so as not to get in its reader's way.
 const AFTER: Duration = Duration::from_secs(1);
+/// Chunks that are fetched at once for somebody who waits for the whole.
+const AT_ONCE: usize = 32;
 
 /// Each chunk is verified by its own digest when it is fetched, but that these chunks make up the blob is only what a
 /// manifest says. Once all of them were there, they are hashed together, once for each blob and cache.
@@ -23,7 +27,7 @@ impl Cache {
             let Some(cache) = cache.upgrade() else {
                 return;
             };
-            match cache.hash_whole(&blob).await {
+            match cache.hash_whole(&blob, 1).await {
                 Ok(digest) => cache.judge(&blob, digest == blob.digest()),
                 Err(error) => {
                     tracing::debug!(%error, digest = %blob.digest(), "not verified as a whole yet");
@@ -33,18 +37,38 @@ impl Cache {
         });
     }
 
-    async fn hash_whole(self: &Arc<Self>, blob: &Arc<Blob>) -> Result<Digest, CacheError> {
+    /// Fetches what is missing of a blob and verifies it as a whole, while somebody waits.
+    ///
+    /// # Errors
+    /// When a part of it cannot be had. Whether the manifest lied, the blob says.
+    pub async fn prove(self: &Arc<Self>, blob: &Arc<Blob>) -> Result<(), CacheError> {
+        let _one = blob.proving.lock().await;
+        if !blob.is_proven() && !blob.is_wrong() {
+            let digest = self.hash_whole(blob, AT_ONCE).await?;
+            self.judge(blob, digest == blob.digest());
+        }
+        Ok(())
+    }
+
+    async fn hash_whole(
+        self: &Arc<Self>,
+        blob: &Arc<Blob>,
+        at_once: usize,
+    ) -> Result<Digest, CacheError> {
         let mut hasher = blake3::Hasher::new();
-        for slice in blob.manifest().slices(0, u64::MAX) {
+        let parts = stream::iter(blob.manifest().slices(0, u64::MAX)).map(|slice| async move {
             let data = match self.slice_at_hand(blob, slice) {
                 Some(slice) => slice.data,
                 None => self.chunk(blob, slice.index).await?,
             };
-            let part = Slice {
+            Ok::<_, CacheError>(Slice {
                 data,
                 start: slice.start,
                 len: slice.len,
-            };
+            })
+        });
+        let mut parts = std::pin::pin!(parts.buffered(at_once));
+        while let Some(part) = parts.try_next().await? {
             let task = tokio::task::spawn_blocking(move || {
                 let mut bytes = Vec::new();
                 part.append_to(&mut bytes)?;

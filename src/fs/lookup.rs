@@ -133,14 +133,22 @@ impl Filesystem {
     }
 
     /// Whether a file's bytes are known to be those of its digest. Those of a blob that was not verified as a whole are only what its
-    /// manifest says.
-    pub fn is_proven(&self, id: u64, held: &Held) -> Outcome<bool> {
+    /// manifest says. One of at most `limit` bytes is fetched and verified first.
+    pub fn is_proven(&self, id: u64, limit: u64, held: &Held) -> Outcome<bool> {
         let (digest, size) = match self.content(id) {
             Ok(content) => content,
             Err(error) => return Outcome::Ready(Err(error)),
         };
         let at_hand = || self.cache.blob_at_hand(digest, size);
         match held.blob().or_else(at_hand) {
+            Some(blob) if blob.is_wrong() => {
+                let error = FsError::WrongBlob(digest);
+                self.failed(id, Some(digest), &error);
+                Outcome::Ready(Err(error))
+            }
+            Some(blob) if !blob.is_proven() && size <= limit && !held.is_unproven() => {
+                Outcome::Miss(Miss::Proof { inode: id, blob })
+            }
             Some(blob) => Outcome::Ready(Ok(blob.is_proven())),
             None => Outcome::Miss(Miss::Blob {
                 inode: id,

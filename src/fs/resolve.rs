@@ -48,6 +48,11 @@ pub enum Miss {
         blob: Arc<Blob>,
         positions: Vec<usize>,
     },
+    /// Whether a blob's chunks, joined, are the blob: all that is missing of it.
+    Proof {
+        inode: u64,
+        blob: Arc<Blob>,
+    },
     /// How much of a file is in the local cache; asks no remote.
     CachedBytes {
         digest: Digest,
@@ -66,6 +71,8 @@ pub struct Held {
     directories: HashMap<Digest, Arc<Directory>>,
     blob: Option<Arc<Blob>>,
     chunks: HashMap<usize, ChunkData>,
+    /// A part of the blob cannot be had, so it stays unproven.
+    unproven: bool,
     cached_bytes: Option<u64>,
     roots: HashMap<Name, Option<Node>>,
     all_roots: Option<Roots>,
@@ -86,6 +93,10 @@ impl Held {
 
     pub(super) fn has_no_chunks(&self) -> bool {
         self.chunks.is_empty()
+    }
+
+    pub(super) const fn is_unproven(&self) -> bool {
+        self.unproven
     }
 
     pub(super) const fn cached_bytes(&self) -> Option<u64> {
@@ -145,6 +156,14 @@ impl Filesystem {
                     .await
                     .map_err(|error| failed(inode, Some(blob.digest()), error))?;
                 held.chunks.extend(positions.into_iter().zip(chunks));
+                held.blob = Some(blob);
+            }
+            Miss::Proof { inode, blob } => {
+                // What can be had of it can be read all the same.
+                if let Err(error) = self.cache.prove(&blob).await {
+                    tracing::debug!(%error, inode, digest = %blob.digest(), "not verified as a whole");
+                    held.unproven = true;
+                }
                 held.blob = Some(blob);
             }
             Miss::CachedBytes { digest, size } => {

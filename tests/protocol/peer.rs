@@ -73,10 +73,19 @@ impl Peer {
 
     /// `options` are `xattr`, and `impatient` for a kernel that grants a request little time; `wrap` may put something before the transport.
     pub fn with(options: &[&str], wrap: impl Fn(Arc<dyn Transport>) -> Arc<dyn Transport>) -> Self {
+        Self::over(tree::sample, options, wrap)
+    }
+
+    /// The same over a tree that `make` makes.
+    pub fn over(
+        make: impl Fn(&Path),
+        options: &[&str],
+        wrap: impl Fn(Arc<dyn Transport>) -> Arc<dyn Transport>,
+    ) -> Self {
         let scratch = Scratch::new();
         let source = scratch.path("source");
         fs::create_dir(&source).unwrap();
-        tree::sample(&source);
+        make(&source);
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .enable_all()

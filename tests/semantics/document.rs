@@ -195,4 +195,20 @@ fn what_is_no_test_is_not_taken_for_one() {
         named("three", false),
     ];
     assert_eq!(sources::of_file(&trials), expected);
+    let cases = sample(
+        "
+~cases! { \"theme\":
+~    one,
+~    two,
+~}
+~
+~fn one(on: &Fixture) {
+~    assert!(true);
+~}
+~
+~fn two(on: &Fixture) {}
+",
+    );
+    let expected = [named("one", true), named("two", false)];
+    assert_eq!(sources::of_file(&cases), expected);
 }

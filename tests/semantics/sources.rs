@@ -26,22 +26,43 @@ pub(crate) fn tests() -> BTreeMap<String, bool> {
     found
 }
 
-/// The files of a test binary: a single one, or `main.rs` and the modules that it declares.
+/// The files of a test binary: a single one, or `main.rs` and the modules that it declares, and theirs.
 fn compiled(path: &Path) -> Vec<PathBuf> {
     if path.extension().is_some_and(|extension| extension == "rs") {
         return vec![path.to_owned()];
     }
     let main = path.join("main.rs");
-    let Ok(text) = fs::read_to_string(&main) else {
-        return Vec::new();
-    };
-    let modules = text.lines().filter_map(|line| {
-        let name = line.strip_prefix("mod ")?.strip_suffix(';')?;
-        Some(path.join(name).with_extension("rs"))
-    });
-    // A module at another place is what several binaries share.
-    let modules = modules.filter(|module| module.exists());
-    [main.clone()].into_iter().chain(modules).collect()
+    if main.exists() {
+        with_modules(main)
+    } else {
+        Vec::new()
+    }
+}
+
+fn with_modules(file: PathBuf) -> Vec<PathBuf> {
+    let text = fs::read_to_string(&file).unwrap();
+    let dir = file.parent().unwrap().to_owned();
+    let mut files = vec![file];
+    // The modules of `x.rs` are not looked for: here those that have some are folders.
+    if !files[0].ends_with("main.rs") && !files[0].ends_with("mod.rs") {
+        return files;
+    }
+    for line in text.lines() {
+        let Some(name) = line
+            .strip_prefix("mod ")
+            .and_then(|line| line.strip_suffix(';'))
+        else {
+            continue;
+        };
+        // A module at another place is what several binaries share.
+        let places = [
+            dir.join(name).with_extension("rs"),
+            dir.join(name).join("mod.rs"),
+        ];
+        let place = places.into_iter().find(|place| place.exists());
+        files.extend(place.into_iter().flat_map(with_modules));
+    }
+    files
 }
 
 /// The tests of one file, and whether each asserts something: itself, or in a function of the file that it calls.
@@ -61,6 +82,7 @@ pub(crate) fn of_file(source: &str) -> Vec<(String, bool)> {
         }
     }
     tests.extend(trials(&lines));
+    tests.extend(cases(&lines));
     let asserting = asserting(&functions);
     let asserts = |code: &str| words(code).any(|word| asserting.contains(word));
     tests
@@ -108,6 +130,16 @@ fn trials(lines: &[&str]) -> Vec<(String, String)> {
         (name.to_owned(), code.to_owned())
     };
     rows.map(row).collect()
+}
+
+/// The names in `cases! { "theme": … }`, which are functions.
+fn cases(lines: &[&str]) -> Vec<(String, String)> {
+    let block = lines
+        .iter()
+        .skip_while(|line| !line.starts_with("cases! {"));
+    let names = block.skip(1).take_while(|line| **line != "}");
+    let name = |line: &&str| line.trim().trim_end_matches(',').to_owned();
+    names.map(|line| (name(line), name(line))).collect()
 }
 
 fn words(code: &str) -> impl Iterator<Item = &str> {

@@ -7,6 +7,7 @@
     reason = "each test binary uses a part of it, and servers run on threads of their own"
 )]
 
+pub mod guest;
 pub mod hub;
 pub mod plain;
 pub mod proxy;

@@ -2,9 +2,13 @@
 
 use crate::{
     Test,
-    back_end::{BackEnd, Served},
-    guest::Guest,
-    support::tree,
+    support::{
+        guest::{
+            back_end::{BackEnd, Served},
+            machine::Guest,
+        },
+        tree,
+    },
 };
 
 pub const ALL: [Test; 3] = [

@@ -2,8 +2,11 @@
 
 use crate::{
     Test,
-    back_end::{BackEnd, Served},
-    support::{eventually, tree},
+    support::{
+        eventually,
+        guest::back_end::{BackEnd, Served},
+        tree,
+    },
 };
 
 pub const ALL: [Test; 1] = [("the_next_machine_is_served", the_next_machine_is_served)];

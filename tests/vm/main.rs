@@ -1,10 +1,5 @@
 //! Back ends of vhost-user-fs under a real guest, which QEMU emulates.
 //!
-//! - `guest`: boots a guest, runs scripts in it, resets it, powers it off
-//! - `initramfs`: what the guest boots with
-//! - `serial`: how scripts get into the guest and their output gets out of it
-//! - `qmp`: how QEMU is asked for a reset
-//! - `back_end`: the daemons that serve a tree to the guest
 //! - `mounts`: what a guest sees of a tree
 //! - `resets`: a guest that starts again without a word
 //! - `machines`: one machine after the other
@@ -23,22 +18,20 @@
     reason = "a test fails by panicking, and blocks on what it tests"
 )]
 
-mod back_end;
 mod deaths;
-mod guest;
-mod initramfs;
 mod machines;
 mod mounts;
 mod pauses;
-mod qmp;
 mod resets;
-mod serial;
 #[path = "../support/mod.rs"]
 mod support;
 
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 
-use back_end::BackEnd;
+use support::guest::{
+    back_end::{self, BackEnd},
+    machine,
+};
 
 /// A test and its name, run once for each back end.
 type Test = (&'static str, fn(&BackEnd));
@@ -46,7 +39,7 @@ type Test = (&'static str, fn(&BackEnd));
 fn trial(back_end: &'static BackEnd, theme: &str, (name, test): Test) -> Trial {
     let name = format!("{}::{theme}::{name}", back_end.name);
     Trial::ignorable_test(name, move || {
-        match guest::missing().or_else(|| back_end.missing()) {
+        match machine::missing().or_else(|| back_end.missing()) {
             None => {
                 test(back_end);
                 Ok::<_, Failed>(Completion::Completed)

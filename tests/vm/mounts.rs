@@ -4,9 +4,13 @@ use std::{fs, os::unix::fs::symlink, path::Path, process::Command};
 
 use crate::{
     Test,
-    back_end::{BackEnd, Served},
-    guest,
-    support::{output, succeeded, tree},
+    support::{
+        guest::{
+            back_end::{BackEnd, Served},
+            machine,
+        },
+        output, succeeded, tree,
+    },
 };
 
 pub const ALL: [Test; 3] = [
@@ -86,7 +90,7 @@ fn assert_same(served: &mut Served) {
 
 /// What the guest must print too.
 fn on_host(served: &Served) -> String {
-    let busybox = guest::busybox();
+    let busybox = machine::busybox();
     let mut command = Command::new(&busybox);
     // In the scratch directory, not in the one that the guest uses.
     let listing = served.scratch.path("listing").display().to_string();

@@ -4,8 +4,10 @@ use std::{thread, time::Duration};
 
 use crate::{
     Test,
-    back_end::{BackEnd, Served},
-    support::tree,
+    support::{
+        guest::back_end::{BackEnd, Served},
+        tree,
+    },
 };
 
 pub const ALL: [Test; 1] = [("reads_go_on_after_a_pause", reads_go_on_after_a_pause)];

@@ -4,8 +4,10 @@ use std::time::Instant;
 
 use crate::{
     Test,
-    back_end::{BackEnd, Served},
-    support::tree,
+    support::{
+        guest::back_end::{BackEnd, Served},
+        tree,
+    },
 };
 
 pub const ALL: [Test; 2] = [

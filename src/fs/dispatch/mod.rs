@@ -30,7 +30,7 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc, LazyLock,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -90,6 +90,8 @@ pub struct Dispatcher {
     credit: LookupCredit,
     requests: Requests,
     agreement: watch::Sender<Agreement>,
+    /// Whether the kernel maps what is opened with `DIRECT_IO`, for sharing too.
+    maps_direct_io: AtomicBool,
     /// Looks at interrupted callers.
     watcher: AbortHandle,
 }
@@ -155,6 +157,7 @@ impl Dispatcher {
             credit: LookupCredit::default(),
             requests: Requests::default(),
             agreement: watch::channel(Agreement::Open).0,
+            maps_direct_io: AtomicBool::new(false),
             watcher,
         })
     }

@@ -23,7 +23,7 @@ const EXPLICIT_INVAL_DATA: u64 = 1 << 25;
 const INIT_EXT: u64 = 1 << 30;
 const HAS_EXPIRE_ONLY: u64 = 1 << 35;
 /// What is opened with `DIRECT_IO` can be mapped for sharing all the same.
-const DIRECT_IO_ALLOW_MMAP: u64 = 1 << 36;
+pub(super) const DIRECT_IO_ALLOW_MMAP: u64 = 1 << 36;
 const NO_EXPORT_SUPPORT: u64 = 1 << 38;
 
 /// What we want, where the kernel offers it. Never `WRITEBACK_CACHE`; not `READDIRPLUS_AUTO`, since it makes programs that list first

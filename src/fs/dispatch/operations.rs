@@ -1,10 +1,10 @@
-use std::sync::Arc;
+use std::sync::{Arc, atomic::Ordering};
 
 use zerocopy::IntoBytes;
 
 use super::{
     Agreement, Dispatcher, FsError, Held, Miss, Reply, Request, Scratch, TakeReply,
-    negotiation::{self, IoMode, Negotiated},
+    negotiation::{self, DIRECT_IO_ALLOW_MMAP, IoMode, Negotiated},
     opcode::Opcode,
     reply::Unreadable,
     wire::{
@@ -19,6 +19,11 @@ use crate::fs::Outcome;
 const STATFS_BLOCK: u32 = 4096;
 /// The longest name, in bytes.
 const NAME_MAX: u32 = 255;
+/// Bytes of the largest file that is fetched and verified as a whole when it is opened, where nothing can be taken back from the
+/// page cache. Larger ones are read past it the first time, a request for each read, which is dear for short reads.
+const PROVEN_AT_OPEN: u64 = 4 << 20;
+/// The same where what is read past the page cache cannot be mapped for sharing.
+const PROVEN_TO_BE_MAPPED: u64 = 64 << 20;
 
 /// What becomes of a run: it was answered, or what it missed.
 type Run = Result<(), Failed>;
@@ -105,6 +110,8 @@ impl Dispatcher {
             } => {
                 let flags_text = format!("{flags:#x}");
                 tracing::debug!(kernel.minor, flags = flags_text, "agreed with the kernel");
+                let maps_direct_io = flags & DIRECT_IO_ALLOW_MMAP != 0;
+                self.maps_direct_io.store(maps_direct_io, Ordering::Relaxed);
                 let answer = InitOut::new(minor, flags, max_readahead);
                 match reply.bytes(&[answer.as_bytes()]) {
                     true => Agreement::Reached,
@@ -194,8 +201,12 @@ impl Dispatcher {
             }
             IoMode::Large => {
                 // What turns out to be wrong later can be taken back by a notification, or must not be kept.
+                let limit = match self.maps_direct_io.load(Ordering::Relaxed) {
+                    true => PROVEN_AT_OPEN,
+                    false => PROVEN_TO_BE_MAPPED,
+                };
                 let kept = self.transport.capabilities().notifications
-                    || ready(self.fs.is_proven(node, held))?;
+                    || ready(self.fs.is_proven(node, limit, held))?;
                 let flags = match kept {
                     true => FOPEN_NOFLUSH | FOPEN_KEEP_CACHE,
                     false => FOPEN_NOFLUSH | FOPEN_DIRECT_IO,

@@ -1,4 +1,4 @@
-//! The guest's second serial line: scripts get in, their output gets out. `helpers/init.sh` is the other end.
+//! The guest's second serial line: scripts get in, their output gets out. `init.sh` is the other end.
 
 use std::{
     collections::hash_map::RandomState,

@@ -1,13 +1,16 @@
 //! What the guest boots with: busybox, the drivers and the first process, as a cpio archive in the `newc` format.
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 const DIRECTORY: u32 = 0o040_755;
 const PROGRAM: u32 = 0o100_755;
 const FILE: u32 = 0o100_644;
 
-/// Makes it from what `contrib/test-vm.sh` has put into a directory.
-pub fn build(parts: &Path) -> Vec<u8> {
+/// Makes it from what `contrib/test-vm.sh` has put into a directory, and from a test's own programs.
+pub fn build(parts: &Path, programs: &[(String, PathBuf)]) -> Vec<u8> {
     let mut archive = Archive::default();
     archive.add("bin", DIRECTORY, b"");
     let busybox = fs::read(parts.join("bin/busybox")).unwrap();
@@ -20,7 +23,12 @@ pub fn build(parts: &Path) -> Vec<u8> {
         let bytes = fs::read(module.path()).unwrap();
         archive.add(&format!("modules/{name}"), FILE, &bytes);
     }
-    archive.add("init", PROGRAM, include_bytes!("helpers/init.sh"));
+    archive.add("programs", DIRECTORY, b"");
+    for (name, path) in programs {
+        let bytes = fs::read(path).unwrap();
+        archive.add(&format!("programs/{name}"), PROGRAM, &bytes);
+    }
+    archive.add("init", PROGRAM, include_bytes!("init.sh"));
     archive.finish()
 }
 

@@ -5,18 +5,17 @@ use std::{
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    sync::LazyLock,
     thread,
     time::{Duration, Instant},
 };
 
 use serde_json::json;
 
-use crate::{
+use super::{
+    super::{DEADLINE, servers::spawn, wait},
     initramfs,
     qmp::Qmp,
     serial::{Output, Serial, Silence},
-    support::{DEADLINE, servers::spawn, wait},
 };
 
 const PROGRAM: &str = "qemu-system-x86_64";
@@ -66,6 +65,8 @@ pub struct GuestOptions {
     pub queue_size: u32,
     /// In MiB.
     pub memory: u32,
+    /// Executable files that it has in `/programs`, by their names there.
+    pub programs: Vec<(String, PathBuf)>,
 }
 
 impl GuestOptions {
@@ -76,6 +77,7 @@ impl GuestOptions {
             request_queues: 1,
             queue_size: 1024,
             memory: 512,
+            programs: Vec::new(),
         }
     }
 }
@@ -95,13 +97,13 @@ pub struct Guest {
 impl Guest {
     /// Boots it; returns when it is ready to run scripts.
     pub fn boot(options: &GuestOptions) -> Self {
-        static INITRAMFS: LazyLock<Vec<u8>> = LazyLock::new(|| initramfs::build(&parts()));
         // Not in the target directory: a socket's path has at most 107 bytes.
         let dir = tempfile::Builder::new()
             .prefix("castore-vm-")
             .tempdir()
             .unwrap();
-        fs::write(dir.path().join("initramfs"), &*INITRAMFS).unwrap();
+        let initramfs = initramfs::build(&parts(), &options.programs);
+        fs::write(dir.path().join("initramfs"), initramfs).unwrap();
         let begun = Instant::now();
         let mut qemu = spawn(command(options, dir.path()));
         let qmp = connect(&mut qemu, dir.path(), "qmp");

@@ -8,10 +8,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{
-    guest::{Guest, GuestOptions},
-    support::{DEADLINE, Scratch, servers::spawn, signal, wait},
+use super::{
+    super::{DEADLINE, Scratch, servers::spawn, signal, wait},
+    machine::{Guest, GuestOptions},
 };
+
+/// Of the times in /proc: Linux tells them in `USER_HZ`, which is 100.
+const MILLISECONDS_PER_TICK: u64 = 10;
 
 /// A daemon that serves a directory over vhost-user.
 pub struct BackEnd {
@@ -21,27 +24,29 @@ pub struct BackEnd {
     /// Whether it waits for the next machine when one has gone; otherwise it ends.
     pub serves_the_next: bool,
     /// The program, or why there is none here.
-    find: fn() -> Result<PathBuf, String>,
+    pub find: fn() -> Result<PathBuf, String>,
     /// The program's command for the directory `source` of a scratch directory and a socket.
-    command: fn(PathBuf, &Scratch, &Path) -> Command,
+    pub command: fn(PathBuf, &Scratch, &Path) -> Command,
 }
 
-pub const ALL: [BackEnd; 2] = [
-    BackEnd {
-        name: "castore",
-        request_queues: 2,
-        serves_the_next: true,
-        find: find_castore,
-        command: castore,
-    },
-    BackEnd {
-        name: "virtiofsd",
-        request_queues: 1,
-        serves_the_next: false,
-        find: find_virtiofsd,
-        command: virtiofsd,
-    },
-];
+pub const CASTORE: BackEnd = BackEnd {
+    name: "castore",
+    request_queues: 2,
+    serves_the_next: true,
+    find: find_castore,
+    command: castore,
+};
+
+/// The reference daemon, the one that is written in Rust.
+pub const VIRTIOFSD: BackEnd = BackEnd {
+    name: "virtiofsd",
+    request_queues: 1,
+    serves_the_next: false,
+    find: find_virtiofsd,
+    command: virtiofsd,
+};
+
+pub const ALL: [BackEnd; 2] = [CASTORE, VIRTIOFSD];
 
 impl BackEnd {
     /// Why it cannot be tested here; `None`: it can.
@@ -56,14 +61,13 @@ fn find_castore() -> Result<PathBuf, String> {
 }
 
 /// Imports the directory and serves that.
-fn castore(_: PathBuf, scratch: &Scratch, socket: &Path) -> Command {
+pub fn castore(_: PathBuf, scratch: &Scratch, socket: &Path) -> Command {
     let root = scratch.import(&scratch.path("source"));
     let mut command = scratch.command(["virtiofs", &root]);
     command.arg(socket);
     command
 }
 
-/// The reference daemon, the one that is written in Rust.
 fn find_virtiofsd() -> Result<PathBuf, String> {
     if let Some(program) = std::env::var_os("VIRTIOFSD") {
         return Ok(program.into());
@@ -81,7 +85,8 @@ fn virtiofsd(program: PathBuf, scratch: &Scratch, socket: &Path) -> Command {
     let mut command = Command::new(program);
     command.arg("--shared-dir").arg(scratch.path("source"));
     command.arg("--socket-path").arg(socket);
-    command.args(["--sandbox", "none", "--cache", "auto"]);
+    // As castore, which knows that nothing changes.
+    command.args(["--sandbox", "none", "--cache", "always"]);
     command
 }
 
@@ -135,6 +140,17 @@ impl Daemon {
     pub fn guest_mappings(&self) -> usize {
         let maps = fs::read_to_string(format!("/proc/{}/maps", self.child.id())).unwrap();
         maps.lines().filter(|line| line.contains("/memfd:")).count()
+    }
+
+    /// Of all its threads, those that have ended among them.
+    pub fn processor_time(&self) -> Duration {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap();
+        // Behind the name, which may have spaces.
+        let (_, fields) = stat.rsplit_once(')').unwrap();
+        let mut ticks = fields.split_whitespace().skip(11);
+        let mut tick = || ticks.next().unwrap().parse::<u64>().unwrap();
+        let ticks = tick() + tick();
+        Duration::from_millis(ticks * MILLISECONDS_PER_TICK)
     }
 
     /// In KiB, its own memory: without the pages of the guest's that it has touched.
