@@ -2,7 +2,7 @@
 
 CARGO ?= cargo
 
-.PHONY: demo test test-long test-vm lint bench bench-walk bench-remote bench-prefetch bench-virtiofs deny setup servers programs guest
+.PHONY: demo test test-long test-vm lint bench bench-walk bench-remote bench-prefetch bench-virtiofs fuzz deny setup servers programs guest
 
 demo: setup
 	contrib/demo.sh
@@ -48,6 +48,11 @@ bench-prefetch: setup servers
 # A guest's reads over virtiofs, beside the reference daemon. Takes ten minutes.
 bench-virtiofs: setup guest
 	$(CARGO) bench --locked --bench virtiofs
+
+# Looks for what breaks the back end of virtiofs, one minute from the corpus on. Needs a nightly toolchain and cargo-fuzz.
+fuzz: setup
+	@mkdir -p fuzz/corpus/virtiofs
+	$(CARGO) +nightly fuzz run virtiofs fuzz/corpus/virtiofs tests/hostile/corpus -- -max_total_time=60 -max_len=4096
 
 # Licences, advisories and sources of all dependencies; fetches the advisory database.
 deny:

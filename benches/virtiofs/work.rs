@@ -47,11 +47,9 @@ impl Work {
     pub const fn title(self) -> &'static str {
         match self {
             Self::Sequential => "512 MiB in order, cold",
-            Self::SequentialWarm => "the same, warm",
             Self::Small => "2,000 files of 8 KiB, cold",
-            Self::SmallWarm => "the same, warm",
             Self::Walk => "stat of 2,000 files, cold",
-            Self::WalkWarm => "the same, warm",
+            Self::SequentialWarm | Self::SmallWarm | Self::WalkWarm => "the same, warm",
             Self::Requests => "10,000 direct reads of 4 KiB",
         }
     }

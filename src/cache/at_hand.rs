@@ -258,6 +258,26 @@ impl Cache {
         })
     }
 
+    /// Makes a slice longer by a part that lies right behind it in the same file and is known to be right. The file was looked at for
+    /// the slice, a moment ago. False where it does not.
+    #[must_use]
+    pub fn extend_at_hand(&self, blob: &Blob, part: ChunkSlice, slice: &mut Slice) -> bool {
+        let ChunkData::Disk(file, offset) = &slice.data else {
+            return false;
+        };
+        let (Some(place), Some(chunk)) = (blob.place(part.index), blob.chunk(part.index)) else {
+            return false;
+        };
+        let follows = place.file == file.number()
+            && place.offset + part.start == offset + slice.start + slice.len;
+        if !follows || !file.is_verified(place.offset, chunk.size) {
+            return false;
+        }
+        self.stats.add(Counter::DiskHits, 1);
+        slice.len += part.len;
+        true
+    }
+
     /// Has the files that slices are in verified again, after one of them could not be read.
     pub fn distrust(&self, slices: &[Slice]) {
         for slice in slices {

@@ -236,11 +236,11 @@ pub enum ChunkData {
     Disk(Arc<DataFile>, u64),
 }
 
-/// A part of a chunk, verified.
+/// A part of a chunk, verified; or of several that lie one behind the other in a file.
 #[derive(Debug, Clone)]
 pub struct Slice {
     pub data: ChunkData,
-    /// Where the part begins in the chunk, in bytes.
+    /// Where the part begins in the first chunk, in bytes.
     pub start: u64,
     /// Length in bytes.
     pub len: u64,

@@ -165,11 +165,16 @@ impl DataFile {
             Ok(_) => {}
             Err(_) => return Trust::Unknown,
         }
-        if verified.all || verified.chunks.get(&offset) == Some(&size) {
+        if verified.has(offset, size) {
             Trust::Verified
         } else {
             Trust::Unknown
         }
+    }
+
+    /// Whether a chunk was known to be right when the file was last looked at.
+    pub(super) fn is_verified(&self, offset: u64, size: u64) -> bool {
+        self.verified().has(offset, size)
     }
 
     /// Reads a chunk and compares it with its digest.
@@ -264,6 +269,10 @@ impl DataFile {
 }
 
 impl Verified {
+    fn has(&self, offset: u64, size: u64) -> bool {
+        self.all || self.chunks.get(&offset) == Some(&size)
+    }
+
     fn forget(&mut self, stamp: Stamp) {
         self.stamp = stamp;
         self.all = false;

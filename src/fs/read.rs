@@ -89,6 +89,12 @@ impl Filesystem {
         let mut slices = Slices::new();
         let mut missing = Vec::new();
         for wanted in blob.manifest().slices(offset, len) {
+            if missing.is_empty()
+                && let Some(last) = slices.last_mut()
+                && self.cache.extend_at_hand(&blob, wanted, last)
+            {
+                continue;
+            }
             let found = held
                 .chunk(wanted.index)
                 .map(|data| Slice {

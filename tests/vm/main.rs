@@ -4,6 +4,7 @@
 //! - `resets`: a guest that starts again without a word
 //! - `machines`: one machine after the other
 //! - `pauses`: a guest that is paused and goes on
+//! - `remotes`: a tree that comes over a slow or silent line
 //! - `deaths`: a back end that is killed
 //!
 //! Where QEMU, the guest's kernel or a back end is missing, its tests are reported as ignored, with the reason;
@@ -22,6 +23,7 @@ mod deaths;
 mod machines;
 mod mounts;
 mod pauses;
+mod remotes;
 mod resets;
 #[path = "../support/mod.rs"]
 mod support;
@@ -29,7 +31,7 @@ mod support;
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 
 use support::guest::{
-    back_end::{self, BackEnd},
+    back_end::{self, BackEnd, CASTORE},
     machine,
 };
 
@@ -53,15 +55,20 @@ fn main() {
     let mut args = Arguments::from_args();
     // An emulated guest has two processors, and each of them takes one of the machine's.
     args.test_threads = args.test_threads.or(Some(1));
-    let themes: [(&str, &[Test]); 5] = [
+    let themes: [(&str, &[Test]); 6] = [
         ("mounts", &mounts::ALL),
         ("machines", &machines::ALL),
         ("resets", &resets::ALL),
         ("pauses", &pauses::ALL),
+        ("remotes", &remotes::ALL),
         ("deaths", &deaths::ALL),
     ];
     let trials = back_end::ALL.iter().flat_map(|back_end| {
-        let suits = |theme: &str| theme != "machines" || back_end.serves_the_next;
+        let suits = |theme: &str| match theme {
+            "machines" => back_end.serves_the_next,
+            "remotes" => back_end.name == CASTORE.name,
+            _ => true,
+        };
         let suiting = themes.iter().filter(move |(theme, _)| suits(theme));
         suiting.flat_map(move |(theme, tests)| {
             tests.iter().map(move |test| trial(back_end, theme, *test))

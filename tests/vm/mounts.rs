@@ -73,7 +73,7 @@ fn short_queues_suffice(back_end: &BackEnd) {
     assert!(served.daemon.is_well(), "{}", served.daemon.log());
 }
 
-fn assert_same(served: &mut Served) {
+pub fn assert_same(served: &mut Served) {
     let found = served.guest.run(&format!("cd /mnt\n{LISTING}"));
     let stderr = String::from_utf8_lossy(&found.stderr);
     assert!(found.status == 0 && stderr.is_empty(), "{stderr}");
@@ -107,7 +107,7 @@ fn on_host(served: &Served) -> String {
 }
 
 /// Sizes around those of pages and requests, each of them many times, and one of everything else.
-fn many_files(root: &Path) {
+pub fn many_files(root: &Path) {
     tree::sample(root);
     let sizes = [0, 1, 4095, 4096, 4097, 128 << 10, (128 << 10) + 1];
     for number in 0..280 {

@@ -3,7 +3,7 @@
 use std::{
     fs::{self, File},
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Child, Command, ExitStatus, Stdio},
     thread,
     time::{Duration, Instant},
 };
@@ -120,6 +120,13 @@ impl Daemon {
             assert!(wait(&mut self.child, DEADLINE).is_some(), "it does not end");
         }
         let _ = fs::remove_file(self.socket());
+    }
+
+    /// Ends it by a signal; how it ended.
+    pub fn end(&mut self, by: i32) -> ExitStatus {
+        signal(&self.child, by);
+        let ended = wait(&mut self.child, DEADLINE);
+        ended.unwrap_or_else(|| panic!("it does not end: {}", self.log()))
     }
 
     /// Starts it again on the same socket; it must have ended.

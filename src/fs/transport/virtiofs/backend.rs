@@ -67,17 +67,10 @@ impl Backend {
             self.run_again(slot, work);
         }
         loop {
-            self.device.set_notification(number, ring, false);
-            loop {
-                match self.device.take(number, ring, &mut work.request) {
-                    Next::Request(slot) => self.handle(slot, work),
-                    Next::Rubbish => tracing::debug!(number, "the guest put no request there"),
-                    Next::Nothing => break,
-                    Next::Idle => return,
-                }
-            }
-            if !self.device.set_notification(number, ring, true) {
-                return;
+            match self.device.take(number, ring, &mut work.request) {
+                Next::Request(slot) => self.handle(slot, work),
+                Next::Rubbish => tracing::debug!(number, "the guest put no request there"),
+                Next::Nothing | Next::Idle => return,
             }
         }
     }

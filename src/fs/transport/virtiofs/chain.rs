@@ -1,4 +1,4 @@
-use std::{io, os::fd::AsRawFd};
+use std::{cell::RefCell, io, os::fd::AsRawFd};
 
 use smallvec::SmallVec;
 use virtio_queue::DescriptorChain;
@@ -19,6 +19,13 @@ pub(super) const LONGEST_REQUEST: usize = 64 << 10;
 const MOST_DESCRIPTORS: usize = 1024;
 /// Parts of one `preadv`, as the kernel takes them.
 const MOST_PARTS: usize = 1024;
+/// Parts that memory is taken for where there are more than a few: the pages of 128 KiB, which is what a guest reads ahead.
+const MANY_PARTS: usize = 36;
+
+thread_local! {
+    /// Memory that a thread uses again for each `preadv`.
+    static VECTORS: RefCell<Vec<libc::iovec>> = const { RefCell::new(Vec::new()) };
+}
 
 /// A part of guest memory: address and length.
 type Part = (GuestAddress, usize);
@@ -68,10 +75,14 @@ impl Chain {
                 return (head, None);
             }
             let part = (descriptor.addr(), descriptor.len() as usize);
-            match descriptor.is_write_only() {
-                true => chain.answer.push(part),
-                false => chain.request.push(part),
+            let parts = match descriptor.is_write_only() {
+                true => &mut chain.answer,
+                false => &mut chain.request,
+            };
+            if parts.len() == parts.capacity() {
+                parts.reserve(MANY_PARTS);
             }
+            parts.push(part);
         }
         (head, Some(chain))
     }
@@ -125,7 +136,7 @@ struct Room<'a> {
     used: usize,
 }
 
-impl<'a> Room<'a> {
+impl Room<'_> {
     /// Up to `len` bytes of the next part, which are taken.
     fn take(&mut self, len: usize) -> Result<Part, WriteError> {
         loop {
@@ -178,51 +189,53 @@ impl<'a> Room<'a> {
         mut offset: u64,
         mut len: u64,
     ) -> Result<(), WriteError> {
-        while len > 0 {
-            let mut slices = SmallVec::<[VolatileSlice<'a, ()>; 16]>::new();
-            let mut wanted = 0;
-            while wanted < len && slices.len() < MOST_PARTS {
-                let most = usize::try_from(len - wanted).unwrap_or(usize::MAX);
-                let (address, taken) = self.take(most)?;
-                for slice in self
-                    .memory
-                    .get_slices(address, taken, Permissions::Write)
-                    .map_err(guest)?
-                {
-                    slices.push(slice.map_err(guest)?);
+        VECTORS.with_borrow_mut(|vectors| {
+            while len > 0 {
+                vectors.clear();
+                let mut wanted = 0;
+                while wanted < len && vectors.len() < MOST_PARTS {
+                    let most = usize::try_from(len - wanted).unwrap_or(usize::MAX);
+                    let (address, taken) = self.take(most)?;
+                    let slices = self.memory.get_slices(address, taken, Permissions::Write);
+                    for slice in slices.map_err(guest)? {
+                        vectors.push(vector(&slice.map_err(guest)?));
+                    }
+                    wanted += taken as u64;
                 }
-                wanted += taken as u64;
+                // SAFETY: each vector is of a slice of guest memory, which is borrowed for longer than this call.
+                unsafe { read_into(file, offset, wanted, vectors)? };
+                offset += wanted;
+                len -= wanted;
             }
-            read_into(file, offset, wanted, &slices)?;
-            offset += wanted;
-            len -= wanted;
-        }
-        Ok(())
+            Ok(())
+        })
+    }
+}
+
+/// Where a part of guest memory is in this process. Without Xen a guard maps nothing, so it is not kept.
+fn vector(slice: &VolatileSlice<'_, ()>) -> libc::iovec {
+    libc::iovec {
+        iov_base: slice.ptr_guard_mut().as_ptr().cast(),
+        iov_len: slice.len(),
     }
 }
 
 /// Fills guest memory with `len` bytes of a file.
-fn read_into(
+///
+/// # Safety
+///
+/// Each vector is of guest memory that stays mapped during the call.
+unsafe fn read_into(
     file: &DataFile,
     mut offset: u64,
     mut len: u64,
-    slices: &[VolatileSlice<'_, ()>],
+    mut vectors: &mut [libc::iovec],
 ) -> Result<(), WriteError> {
-    let guards: SmallVec<[_; 16]> = slices.iter().map(VolatileSlice::ptr_guard_mut).collect();
-    let mut vectors: SmallVec<[libc::iovec; 16]> = guards
-        .iter()
-        .map(|guard| libc::iovec {
-            iov_base: guard.as_ptr().cast(),
-            iov_len: guard.len(),
-        })
-        .collect();
-    let mut vectors = &mut vectors[..];
     while len > 0 {
         let count = libc::c_int::try_from(vectors.len().min(MOST_PARTS)).map_err(guest)?;
         let at = libc::off_t::try_from(offset)
             .map_err(|error| WriteError::Disk(io::Error::other(error)))?;
-        // SAFETY: each vector is of a slice of guest memory that is mapped and borrowed for the whole call, and that nobody has a Rust
-        // reference to.
+        // SAFETY: the caller keeps the memory mapped, and nobody has a Rust reference to memory of a guest.
         let read =
             unsafe { libc::preadv(file.descriptor().as_raw_fd(), vectors.as_ptr(), count, at) };
         let read = match read {

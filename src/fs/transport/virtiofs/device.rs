@@ -75,7 +75,8 @@ impl Device {
         self.memory.clone()
     }
 
-    /// Takes the next request off a ring and copies it.
+    /// Takes the next request off a ring and copies it. Where there is none, the driver is to kick when it adds one; until then it
+    /// is not asked to, so it does so without need only where it has no `EVENT_IDX`.
     pub(super) fn take(&self, number: usize, ring: &Ring, request: &mut Vec<u8>) -> Next {
         let _running = self.running();
         if !self.is_running(number) || self.is_closed.load(Ordering::Acquire) {
@@ -88,19 +89,32 @@ impl Device {
             return Next::Idle;
         }
         let size = queue.size();
-        let available = queue.avail_idx(&*memory, Ordering::Acquire);
-        let waiting = available.map(|index| index.0.wrapping_sub(queue.next_avail()));
-        match waiting {
-            Ok(0) => return Next::Nothing,
-            Ok(waiting) if waiting <= size => {}
-            _ => {
-                drop(state);
-                tracing::warn!(
-                    number,
-                    "the guest has broken a ring, which is left alone now"
-                );
-                self.state().rings.insert(number, RingState::Broken);
-                return Next::Idle;
+        let mut told = false;
+        loop {
+            let available = queue.avail_idx(&*memory, Ordering::Acquire);
+            let waiting = available.map(|index| index.0.wrapping_sub(queue.next_avail()));
+            match waiting {
+                // Once: what a driver has added stays.
+                Ok(0) if told => return Next::Nothing,
+                Ok(0) => match queue.enable_notification(&*memory) {
+                    // Something was added meanwhile.
+                    Ok(true) => told = true,
+                    Ok(false) => return Next::Nothing,
+                    Err(error) => {
+                        tracing::debug!(%error, number, "a ring cannot be written");
+                        return Next::Nothing;
+                    }
+                },
+                Ok(waiting) if waiting <= size => break,
+                _ => {
+                    drop(state);
+                    tracing::warn!(
+                        number,
+                        "the guest has broken a ring, which is left alone now"
+                    );
+                    self.state().rings.insert(number, RingState::Broken);
+                    return Next::Idle;
+                }
             }
         }
         let Some(descriptors) = queue.pop_descriptor_chain(memory.clone()) else {
@@ -127,22 +141,6 @@ impl Device {
         };
         state.unanswered.insert(slot, unanswered);
         Next::Request(slot)
-    }
-
-    /// Tells the driver whether it is to kick when it adds something. True when something has been added since it was last looked at.
-    pub(super) fn set_notification(&self, number: usize, ring: &Ring, wanted: bool) -> bool {
-        let _running = self.running();
-        if !self.is_running(number) || !ring.get_ref().get_queue().ready() {
-            return false;
-        }
-        let set = match wanted {
-            true => ring.enable_notification(),
-            false => ring.disable_notification().map(|()| false),
-        };
-        set.unwrap_or_else(|error| {
-            tracing::debug!(%error, number, "a ring cannot be written");
-            false
-        })
     }
 
     /// Copies a request again; false when it is not there any more.
@@ -492,7 +490,6 @@ mod tests {
         let mut driver = Driver::new();
         driver.write(SIZE + 1, AVAILABLE + 2);
         assert_eq!(driver.take(), Next::Idle);
-        assert!(!driver.device.set_notification(0, &driver.ring, true));
         // Also when it is kicked again, until it is stopped and begins anew.
         assert!(driver.start().is_empty());
         assert_eq!(driver.take(), Next::Idle);
@@ -515,7 +512,6 @@ mod tests {
         driver.add(6, b"request", 100);
         driver.stop();
         assert_eq!(driver.take(), Next::Idle);
-        assert!(!driver.device.set_notification(0, &driver.ring, true));
         driver.send(answered, 0, b"kept").unwrap();
         let lost = driver.send(long, 0, &[0; 5000]).unwrap_err();
         assert_eq!(

@@ -1,4 +1,4 @@
-use std::collections::HashMap;
+use hashbrown::HashMap;
 
 use vhost_user_backend::VringT;
 use virtio_queue::QueueT;
