@@ -18,7 +18,7 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use async_trait::async_trait;
@@ -165,6 +165,7 @@ fn config(dir: PathBuf, size: u64) -> Config {
         size: Some(Quota::Bytes(size)),
         min_free: Quota::Bytes(0),
         memory: 16 * MIB,
+        resizes: true,
         trust_streams: false,
         bandwidth: castore::cache::Bandwidth::default(),
     }
@@ -531,6 +532,31 @@ async fn two_processes_worth_of_caches_share_a_quota() {
         cache.close();
     }
     assert!(disk_usage(&scratch.path("cache")) <= quota);
+}
+
+/// It was fetched a second time to be hashed, since a part of it had been evicted by then.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn what_does_not_stay_is_verified_as_it_comes() {
+    const SIZE: usize = 48 << 20;
+    let scratch = Scratch::new();
+    imported(&scratch, |root| {
+        tree::file(root, "f", &tree::noise(1, SIZE), false);
+    })
+    .await;
+    let remote = Unruly::new(&scratch, Duration::ZERO);
+    let cache = open_sized(&scratch, &remote, 16 << 20);
+    let content = tree::noise(1, SIZE);
+    let digest = Digest::of(&content);
+    assert!(read(&cache, digest, SIZE as u64).await.unwrap() == content);
+    let blob = cache.blob(digest, SIZE as u64).await.unwrap();
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !blob.is_proven() {
+        assert!(Instant::now() < deadline, "it is not verified");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let chunks = blob.manifest().chunks().len() as u64;
+    assert_eq!(remote.chunks.load(Ordering::Relaxed), chunks);
+    cache.close();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]

@@ -63,6 +63,7 @@ async fn filesystem(dir: &Path) -> Arc<Filesystem> {
         size: Some(Quota::Bytes(1 << 28)),
         min_free: Quota::Bytes(0),
         memory: 16 << 20,
+        resizes: true,
         trust_streams: false,
         bandwidth: Bandwidth::default(),
     };

@@ -88,10 +88,17 @@ impl Cache {
         let stats = Arc::new(Stats::default());
         let store = Arc::new(Store::open(config, Arc::clone(&stats))?);
         let (commands, receiver) = mpsc::channel();
-        let writer = Writer::new(Arc::clone(&store))?;
+        let writer = match store.index.is_read_only() {
+            true => None,
+            false => Some(Writer::new(Arc::clone(&store))?),
+        };
+        let unwritable = Arc::clone(&store);
         let writer = std::thread::Builder::new()
             .name("cache-writer".to_owned())
-            .spawn(move || writer.run(&receiver))
+            .spawn(move || match writer {
+                Some(writer) => writer.run(&receiver),
+                None => super::discard::discard(&unwritable, &receiver),
+            })
             .map_err(|error| CacheError::io(&store.dir, error))?;
         Ok(Arc::new(Self {
             store,
@@ -169,7 +176,7 @@ impl Cache {
         self.memory.chunks.contains_key(&digest)
             || self.chunks.has(&(digest, size))
             || self.store.pending(digest).is_some()
-            || matches!(self.store.locate(digest), Ok(Some(_)))
+            || self.store.locate(digest).is_some()
     }
 
     /// Whoever holds this is a reader who waits.
@@ -222,10 +229,7 @@ impl Cache {
         }
         let blob = self
             .store
-            .index
-            .read(|connection| known_blob(connection, digest, size))
-            .ok()
-            .flatten()
+            .look_up(|connection| known_blob(connection, digest, size))
             // The index forgets a lie a moment after it was found out.
             .filter(|blob| !self.is_lie(digest)(blob.manifest()))?;
         if blob.is_due() {
@@ -289,7 +293,7 @@ impl Cache {
 
     fn trusted_place(&self, blob: &Blob, position: usize) -> Option<ChunkData> {
         let place = blob.place(position)?;
-        let Ok(Some(file)) = self.store.open_file(place.file, &self.commands) else {
+        let Some(file) = self.store.open_file(place.file, &self.commands) else {
             blob.forget_file(place.file);
             return None;
         };

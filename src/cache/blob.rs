@@ -10,6 +10,7 @@ use super::{
     DataFile,
     arriving::Arriving,
     index::{self, Location},
+    whole::Along,
 };
 use crate::model::{Chunk, Digest, Manifest};
 
@@ -31,6 +32,8 @@ pub struct Blob {
     proven: AtomicBool,
     /// They do not: the manifest lies.
     wrong: AtomicBool,
+    /// Of a blob that may not all stay. The lock is held for a look only.
+    along: Mutex<Along>,
     /// Held by who joins and hashes them while others wait for the result.
     pub(super) proving: tokio::sync::Mutex<()>,
     /// Where its parts come one by one, and their digests with them.
@@ -63,6 +66,7 @@ impl Blob {
             }),
             proven: AtomicBool::new(manifest.is_whole(digest)),
             wrong: AtomicBool::new(false),
+            along: Mutex::default(),
             proving: tokio::sync::Mutex::new(()),
             arriving: None,
             manifest,
@@ -140,6 +144,10 @@ impl Blob {
 
     pub(super) fn set_wrong(&self) {
         self.wrong.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn along(&self) -> std::sync::MutexGuard<'_, Along> {
+        self.along.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn unseen(&self) -> std::sync::MutexGuard<'_, Unseen> {

@@ -2,7 +2,6 @@ use std::sync::Arc;
 
 use super::{
     Blob, Cache, CacheError, ChunkData,
-    blob::places,
     index::{self, Told},
     store::Pending,
 };
@@ -33,7 +32,7 @@ impl Cache {
             return Ok(None);
         }
         let known = self
-            .query(move |connection| index::told_manifest(connection, digest))
+            .look_up(move |connection| index::told_manifest(connection, digest))
             .await?;
         match known {
             Some(Told::Chunks(manifest)) if !self.is_lie(digest)(&manifest) => {
@@ -76,7 +75,7 @@ impl Cache {
             Some(size) => Some(size),
             None if digest == Digest::empty() => Some(0),
             None => {
-                self.query(move |connection| index::size_of(connection, digest))
+                self.look_up(move |connection| index::size_of(connection, digest))
                     .await?
             }
         };
@@ -123,10 +122,7 @@ impl Cache {
         if let Some(blob) = self.memory.blob(digest, size) {
             return Ok((blob, None));
         }
-        let wanted = manifest.clone();
-        let places = self
-            .query(move |connection| places(connection, &wanted))
-            .await?;
+        let places = self.places(manifest.clone()).await?;
         let blob = Arc::new(Blob::new(digest, manifest, places));
         self.memory.keep_blob(digest, size, &blob);
         Ok((blob, None))

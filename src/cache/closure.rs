@@ -127,6 +127,26 @@ impl Cache {
         }))
     }
 
+    /// Returns when each closure that is on its way has come and is in the index.
+    ///
+    /// # Errors
+    /// When one of them does not come as a whole.
+    pub async fn closures_come(&self) -> Result<(), CacheError> {
+        let flights: Vec<_> = self.closures().values().cloned().collect();
+        for flight in flights {
+            // As long as somebody uses it, it is not given up.
+            let _user = User::of(&flight);
+            // Of no closure: it is told when the flight ends.
+            if let Some(waiter) = flight.wait(Digest::empty()) {
+                let _ = waiter.await;
+            }
+            if let Some(error) = flight.failure() {
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
     /// `None` when the flight ended without failing and the directory is not at hand.
     async fn from_closure(
         self: &Arc<Self>,

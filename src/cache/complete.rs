@@ -2,7 +2,7 @@ use std::sync::Arc;
 
 use futures::TryStreamExt;
 
-use super::{Cache, CacheError, blob::known_blob, index, space::Room};
+use super::{Cache, CacheError, Check, blob::known_blob, index, space::Room};
 use crate::model::{Digest, Node};
 
 // What is here of a tree, for whoever wants all of it. None of it asks a remote.
@@ -43,6 +43,7 @@ impl Cache {
         self: &Arc<Self>,
         digest: Digest,
         size: u64,
+        check: Check,
     ) -> Result<u64, CacheError> {
         if size == 0 {
             return Ok(0);
@@ -51,20 +52,19 @@ impl Cache {
         let look = tokio::task::spawn_blocking(move || {
             let known = cache
                 .store
-                .index
-                .read(|connection| known_blob(connection, digest, size))?;
+                .look_up(|connection| known_blob(connection, digest, size));
             let Some(blob) = known else {
-                return Ok(size);
+                return size;
             };
             let mut missing = 0;
             for (position, chunk) in blob.manifest().chunks().iter().enumerate() {
-                if cache.find_on_disk(&blob, position)?.is_none() {
+                if cache.find_on_disk(&blob, position, check).is_none() {
                     missing += chunk.size;
                 }
             }
-            Ok(missing)
+            missing
         });
-        look.await.map_err(|_| CacheError::Aborted)?
+        look.await.map_err(|_| CacheError::Aborted)
     }
 
     /// Brings what is missing of a blob to the disk, unless there is no room: a chunk at a time is held by whoever polls

@@ -6,6 +6,8 @@ pub struct Config {
     pub dir: PathBuf,
     /// The most bytes the directory may take; `None` keeps what was said last, or [`Quota::default_for`].
     pub size: Option<Quota>,
+    /// Whether `size` holds also for a cache that has another one.
+    pub resizes: bool,
     /// Bytes or share of the filesystem that stay free.
     pub min_free: Quota,
     /// Bytes for the memory tier and everything in flight together.

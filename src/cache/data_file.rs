@@ -7,7 +7,6 @@ use std::{
         fd::{AsFd, BorrowedFd},
         unix::fs::FileExt,
     },
-    path::Path,
     sync::{
         Mutex, PoisonError,
         atomic::{AtomicU32, AtomicU64, Ordering},
@@ -16,10 +15,7 @@ use std::{
 
 use memmap2::{MmapOptions, MmapRaw};
 
-use super::{
-    index::{self, FileRow},
-    stamp::Stamp,
-};
+use super::{index::FileRow, stamp::Stamp};
 use crate::model::Digest;
 
 /// A data file that is open and mapped. Its name may be gone; what was written stays readable for as long as somebody
@@ -31,7 +27,7 @@ pub struct DataFile {
     /// Never read by this process: a page that the disk does not give is SIGBUS, and another process may write to the file. The
     /// kernel is pointed at it, which answers EFAULT for such a page.
     map: MmapRaw,
-    /// Last use, seconds since 1970.
+    /// Last use, seconds since 1970; 0 where it was opened only, which is none.
     used_at: AtomicU64,
     /// Above 0 while this process writes to the file, when a changed stamp means nothing.
     writing: AtomicU32,
@@ -81,10 +77,8 @@ pub(super) enum Trust {
 }
 
 impl DataFile {
-    /// Opens and maps the file of a row. `NotFound` means that it was evicted; a file that is not as long as its row
-    /// says is `InvalidData`.
-    pub(super) fn open(path: &Path, row: &FileRow, writable: bool) -> io::Result<Self> {
-        let file = File::options().read(true).write(writable).open(path)?;
+    /// Maps the file of a row. One that is not as long as its row says is `InvalidData`.
+    pub(super) fn new(file: File, row: &FileRow) -> io::Result<Self> {
         let (stamp, _) = Stamp::of(&file)?;
         if file.metadata()?.len() != row.length {
             return Err(io::ErrorKind::InvalidData.into());
@@ -95,7 +89,7 @@ impl DataFile {
             number: row.number,
             file,
             map,
-            used_at: AtomicU64::new(index::now()),
+            used_at: AtomicU64::new(0),
             writing: AtomicU32::new(0),
             verified: Mutex::new(Verified {
                 stamp,

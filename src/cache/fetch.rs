@@ -1,14 +1,11 @@
 use std::sync::{Arc, OnceLock, PoisonError};
 
 use bytes::Bytes;
-use rusqlite::Connection;
-use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::{
-    Blob, Cache, CacheError, ChunkData, Counter, DataFile, Usage,
-    blob::{known_blob, places},
-    data_file::Trust,
-    index::{self, Location},
+    Blob, Cache, CacheError, Check, ChunkData, Counter,
+    blob::known_blob,
     memory::Share,
     store::{Command, NewChunk, Pending},
     stream_in::STREAMED,
@@ -134,76 +131,9 @@ impl Cache {
             data => data?,
         };
         blob.note_seen(position);
+        self.hash_along(blob, position);
         self.verify_whole(blob);
         Ok(data)
-    }
-
-    /// How many bytes of a blob are on disk. Asks no remote.
-    ///
-    /// # Errors
-    /// When the index cannot be read.
-    pub async fn cached_bytes(
-        self: &Arc<Self>,
-        digest: Digest,
-        size: u64,
-    ) -> Result<u64, CacheError> {
-        let cache = Arc::clone(self);
-        self.query(move |connection| {
-            let manifest = index::manifest(connection, digest)?
-                .map(|(manifest, _)| manifest)
-                .filter(|manifest| manifest.size() == size)
-                .unwrap_or_else(|| Manifest::whole(digest, size));
-            let mut bytes = 0;
-            for chunk in manifest.chunks() {
-                let there = cache.store.pending(chunk.digest).is_some()
-                    || index::chunk(connection, chunk.digest)?.is_some();
-                bytes += if there { chunk.size } else { 0 };
-            }
-            Ok(bytes)
-        })
-        .await
-    }
-
-    /// Returns when all that was fetched before is synced and committed.
-    pub async fn sync(&self) {
-        let (done, synced) = oneshot::channel();
-        self.send(Command::Sync(done));
-        let _ = synced.await;
-    }
-
-    /// Commits what is left to write and ends the writer thread. Blocks.
-    pub fn close(&self) {
-        self.send(Command::Stop);
-        let writer = self
-            .writer
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
-        if let Some(writer) = writer
-            && writer.join().is_err()
-        {
-            tracing::error!("the writer of the cache panicked");
-        }
-    }
-
-    /// Room taken, and counters summed over all processes that ever used this cache. Blocks on the disk.
-    ///
-    /// # Errors
-    /// When the index cannot be read.
-    pub fn usage(&self) -> Result<(Usage, Vec<(String, u64)>), CacheError> {
-        let (usage, counters, quota) = self.store.index.read(|connection| {
-            Ok((
-                index::usage(connection)?,
-                index::counters(connection)?,
-                index::meta(connection, "quota")?,
-            ))
-        })?;
-        let usage = Usage {
-            other_bytes: self.store.other_bytes(),
-            quota_bytes: quota.unwrap_or_default(),
-            ..usage
-        };
-        Ok((usage, counters))
     }
 
     pub(super) fn mismatch(&self, digest: Digest) -> CacheError {
@@ -218,17 +148,6 @@ impl Cache {
         let _ = self.commands.send(command);
     }
 
-    /// Runs a query on a thread that may wait for the disk.
-    pub(super) async fn query<T: Send + 'static>(
-        self: &Arc<Self>,
-        query: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
-    ) -> Result<T, CacheError> {
-        let store = Arc::clone(&self.store);
-        tokio::task::spawn_blocking(move || store.index.read(query))
-            .await
-            .map_err(|_| CacheError::Aborted)?
-    }
-
     async fn find_blob(
         self: &Arc<Self>,
         digest: Digest,
@@ -239,7 +158,7 @@ impl Cache {
             return Ok(Arc::new(blob));
         }
         let known = self
-            .query(move |connection| known_blob(connection, digest, size))
+            .look_up(move |connection| known_blob(connection, digest, size))
             .await?;
         // The index forgets a lie a moment after it was found out.
         let is_lie = self.is_lie(digest);
@@ -267,9 +186,7 @@ impl Cache {
             Err(error) => return Err(self.failed(digest, error)),
         };
         let wanted = manifest.clone();
-        let places = self
-            .query(move |connection| places(connection, &wanted))
-            .await?;
+        let places = self.places(wanted).await?;
         Ok(Arc::new(Blob::new(digest, manifest, places)))
     }
 
@@ -286,7 +203,7 @@ impl Cache {
     }
 
     /// A chunk from either tier.
-    async fn find_here(
+    pub(super) async fn find_here(
         self: &Arc<Self>,
         blob: &Arc<Blob>,
         position: usize,
@@ -298,14 +215,14 @@ impl Cache {
             return Ok(Some(ChunkData::Memory(bytes)));
         }
         // One row of the index is read sooner than another thread is woken; verifying takes longer.
-        if self.store.pending(chunk.digest).is_none() && self.store.locate(chunk.digest)?.is_none()
-        {
+        if self.store.pending(chunk.digest).is_none() && self.store.locate(chunk.digest).is_none() {
             blob.set_place(position, None);
             return Ok(None);
         }
         let (cache, blob) = (Arc::clone(self), Arc::clone(blob));
-        let on_disk = tokio::task::spawn_blocking(move || cache.find_on_disk(&blob, position));
-        on_disk.await.map_err(|_| CacheError::Aborted)?
+        let find = move || cache.find_on_disk(&blob, position, Check::Stamp);
+        let on_disk = tokio::task::spawn_blocking(find);
+        on_disk.await.map_err(|_| CacheError::Aborted)
     }
 
     async fn fetch_chunk(
@@ -414,69 +331,5 @@ impl Cache {
             }
         }
         error.into()
-    }
-
-    /// A chunk from the writer's queue or from a data file; verified where that has not been done under the file's
-    /// present stamp. Blocks on the disk.
-    pub(super) fn find_on_disk(
-        &self,
-        blob: &Blob,
-        position: usize,
-    ) -> Result<Option<ChunkData>, CacheError> {
-        let Some(chunk) = blob.chunk(position) else {
-            return Ok(None);
-        };
-        let pending = self.store.pending(chunk.digest);
-        let location = match pending {
-            Some(Pending::Queued(bytes)) => {
-                let right = bytes.len() as u64 == chunk.size;
-                return Ok(right.then_some(ChunkData::Memory(bytes)));
-            }
-            Some(Pending::Written(location, size)) => Some((location, size)),
-            None => self.store.locate(chunk.digest)?,
-        };
-        let found = match location {
-            Some((location, size)) if size == chunk.size => self
-                .open_verified(chunk.digest, location, size)?
-                .map(|file| (file, location)),
-            Some(_) | None => None,
-        };
-        blob.set_place(position, found.as_ref().map(|(_, location)| *location));
-        Ok(found.map(|(file, location)| {
-            self.stats().add(Counter::DiskHits, 1);
-            ChunkData::Disk(file, location.offset)
-        }))
-    }
-
-    fn open_verified(
-        &self,
-        digest: Digest,
-        location: Location,
-        size: u64,
-    ) -> Result<Option<Arc<DataFile>>, CacheError> {
-        let Some(file) = self.store.open_file(location.file, &self.commands)? else {
-            return Ok(None);
-        };
-        match file.trust(location.offset, size) {
-            Trust::Verified => return Ok(Some(file)),
-            Trust::Gone => {
-                self.store.files.remove(location.file);
-                return Ok(None);
-            }
-            Trust::Unknown => {}
-        }
-        let problem = match file.verify(digest, location.offset, size) {
-            Ok(true) => {
-                self.send(Command::Verified(Arc::clone(&file)));
-                return Ok(Some(file));
-            }
-            Ok(false) => "its bytes are not what its digest says".to_owned(),
-            Err(error) => error.to_string(),
-        };
-        self.stats().add(Counter::DamagedChunks, 1);
-        tracing::warn!(%digest, path = ?self.store.files.path(location.file), offset = location.offset,
-            %problem, "a cached chunk is damaged; it is fetched again");
-        self.send(Command::Damaged(digest, location));
-        Ok(None)
     }
 }

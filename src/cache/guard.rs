@@ -35,7 +35,8 @@ pub enum GuardError {
     Network { path: PathBuf, kind: &'static str },
 }
 
-/// Makes the directory (mode 0700) where it is not there, and checks that a cache can live in it.
+/// Makes the directory (mode 0700) where it is not there, and checks that a cache can live in it. One that has a cache and cannot be
+/// written is right too: it is read.
 ///
 /// # Errors
 /// See [`GuardError`].
@@ -63,13 +64,21 @@ pub fn prepare(path: &Path) -> Result<PathBuf, GuardError> {
     if let Some(kind) = refused(magic) {
         return Err(GuardError::Network { path, kind });
     }
-    rustix::fs::access(
+    let writable = rustix::fs::access(
         &path,
         rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK,
     )
-    .map_err(|error| write_failed(error.into()))?;
-    fs::create_dir_all(path.join("data")).map_err(write_failed)?;
-    Ok(path)
+    .map_err(io::Error::from)
+    .and_then(|()| fs::create_dir_all(path.join("data")));
+    let can_be_read = || {
+        let parts = ["index.sqlite", "data"].map(|name| path.join(name));
+        let readable = |part| rustix::fs::access(part, rustix::fs::Access::READ_OK).is_ok();
+        parts.iter().all(readable)
+    };
+    match writable {
+        Err(error) if !can_be_read() => Err(write_failed(error)),
+        Ok(()) | Err(_) => Ok(path),
+    }
 }
 
 /// The name of a filesystem that is refused.

@@ -21,10 +21,7 @@ impl Cache {
         }
         let directory = self
             .store
-            .index
-            .read(|connection| indexed_directory(connection, digest, SHORT))
-            .ok()
-            .flatten()?;
+            .look_up(|connection| indexed_directory(connection, digest, SHORT))?;
         self.memory.keep_directory(digest, &directory);
         Some(directory)
     }
@@ -46,7 +43,7 @@ impl Cache {
             return Ok(Some(directory));
         }
         let found = self
-            .query(move |connection| indexed_directory(connection, digest, u64::MAX))
+            .look_up(move |connection| indexed_directory(connection, digest, u64::MAX))
             .await?;
         if let Some(directory) = &found {
             self.memory.keep_directory(digest, directory);

@@ -6,13 +6,14 @@
 //! - `memory`: the memory tier and its budget; `clock`: of it, what each request looks at
 //! - `index`: `SQLite` and its schema
 //! - `data_file`, `open_files`, `stamp`: mapped files, and which of their bytes are known to be right
-//! - `writer`: the one thread that writes; `upkeep` is what it does besides; `placing` finds places for chunks, `space` makes room, `rows` is all else
+//! - `writer`: the one thread that writes; `upkeep` is what it does besides; `placing` finds places for chunks, `writing` writes them there, `space` makes room, `rows` is all else; `discard` takes its place where nothing can be written
 //! - `blob`: a blob's manifest and where its chunks lie
 //! - `pace`: how fast the remotes are
 //! - `readers`: how many wait
 //! - `throttle`: no more bytes a second than may be
 //! - `flights`: one task per missing object, whatever the number of its waiters
 //! - `local_directory`: directories in memory and in the index
+//! - `local`: what the index knows, and having it know what was fetched; `on_disk`: chunks in data files
 //! - `fetch`, `closure`: bringing and verifying what is missing; `elsewhere`: chunks that are not where a manifest says
 //! - `complete`: what is here of a tree, and bringing the rest
 //! - `names`: what changes, and is remembered
@@ -31,15 +32,18 @@ mod closure;
 mod complete;
 mod config;
 mod data_file;
+mod discard;
 mod elsewhere;
 mod error;
 mod fetch;
 mod flights;
 mod guard;
 mod index;
+mod local;
 mod local_directory;
 mod memory;
 mod names;
+mod on_disk;
 mod open_files;
 mod pace;
 mod placing;
@@ -55,6 +59,7 @@ mod throttle;
 mod upkeep;
 mod whole;
 mod writer;
+mod writing;
 
 pub use at_hand::Cache;
 pub use blob::{Blob, ChunkData, ONE_CHUNK, Slice};
@@ -69,6 +74,7 @@ pub use fetch::Prefetched;
 
 pub use guard::{GuardError, prepare};
 pub use index::now;
+pub use on_disk::Check;
 pub use pace::Pace;
 pub use profiles::StoredProfile;
 pub use readers::Waiting;

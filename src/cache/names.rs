@@ -37,7 +37,7 @@ impl Cache {
             let (remote, wanted) = (self.remote_name(), name.clone());
             let offline = self.remote.is_offline();
             let known =
-                self.query(move |connection| index::name(connection, &remote, &wanted, offline));
+                self.look_up(move |connection| index::name(connection, &remote, &wanted, offline));
             if let Some(node) = known.await? {
                 if !offline {
                     tracing::info!(%name, %error, "the name is taken from the cache");
@@ -134,7 +134,7 @@ impl Cache {
         hash: OutputHash,
         expected: Option<StorePath>,
     ) -> Result<PathInfo, CacheError> {
-        let known = self.query(move |connection| index::path_info(connection, hash));
+        let known = self.look_up(move |connection| index::path_info(connection, hash));
         // One with another name may be what a remote said that was wrong.
         let fits = |info: &PathInfo| expected.as_ref().is_none_or(|path| *path == info.path);
         if let Some(info) = known.await?.filter(fits) {

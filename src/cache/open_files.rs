@@ -1,16 +1,23 @@
 use std::{
     collections::HashMap,
+    fs::File,
     io,
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
     sync::{Arc, PoisonError, RwLock},
 };
 
-use super::{DataFile, index::FileRow};
+use rustix::fs::{AtFlags, Dir, Mode, OFlags};
+
+use super::{CacheError, DataFile, index::FileRow};
 
 /// The data files that are open, bounded in number.
 #[derive(Debug)]
 pub(super) struct OpenFiles {
+    /// For messages.
     dir: PathBuf,
+    /// The directory itself, which may be moved.
+    data: OwnedFd,
     limit: usize,
     /// By number. The lock is not held while a file is opened.
     files: RwLock<HashMap<u64, Arc<DataFile>>>,
@@ -18,21 +25,54 @@ pub(super) struct OpenFiles {
 
 impl OpenFiles {
     /// `limit`: how many stay open; those in use beyond it stay open too.
-    pub(super) fn new(cache_dir: &Path, limit: usize) -> Self {
-        Self {
-            dir: cache_dir.join("data"),
+    pub(super) fn new(cache_dir: &Path, limit: usize) -> Result<Self, CacheError> {
+        let dir = cache_dir.join("data");
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let data = rustix::fs::open(&dir, flags, Mode::empty())
+            .map_err(|error| CacheError::io(&dir, error.into()))?;
+        Ok(Self {
+            dir,
+            data,
             limit,
             files: RwLock::default(),
+        })
+    }
+
+    /// The numbers of the files that are there.
+    pub(super) fn list(&self) -> io::Result<Vec<u64>> {
+        let mut numbers = Vec::new();
+        for entry in Dir::read_from(&self.data)? {
+            let entry = entry?;
+            let name = entry.file_name().to_str().ok();
+            numbers.extend(name.and_then(|name| u64::from_str_radix(name, 16).ok()));
         }
+        Ok(numbers)
     }
 
-    /// Where the data files are.
-    pub(super) fn dir(&self) -> &Path {
-        &self.dir
+    /// Opens a file, as open(2) does; a new one has mode 0600.
+    pub(super) fn open_raw(&self, number: u64, flags: OFlags) -> io::Result<File> {
+        let mode = Mode::RUSR | Mode::WUSR;
+        let flags = flags | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let file = rustix::fs::openat(&self.data, name(number), flags, mode)?;
+        Ok(file.into())
     }
 
+    pub(super) fn unlink(&self, number: u64) -> io::Result<()> {
+        Ok(rustix::fs::unlinkat(
+            &self.data,
+            name(number),
+            AtFlags::empty(),
+        )?)
+    }
+
+    /// Syncs the directory, so that the names of new files outlast a crash.
+    pub(super) fn sync(&self) -> io::Result<()> {
+        Ok(rustix::fs::fsync(&self.data)?)
+    }
+
+    /// For messages.
     pub(super) fn path(&self, number: u64) -> PathBuf {
-        self.dir.join(format!("{number:016x}"))
+        self.dir.join(name(number))
     }
 
     /// The file, if it is open.
@@ -49,7 +89,13 @@ impl OpenFiles {
         if !writable && let Some(file) = self.get(row.number) {
             return Ok(file);
         }
-        let file = Arc::new(DataFile::open(&self.path(row.number), row, writable)?);
+        let flags = if writable {
+            OFlags::RDWR
+        } else {
+            OFlags::RDONLY
+        };
+        let opened = self.open_raw(row.number, flags)?;
+        let file = Arc::new(DataFile::new(opened, row)?);
         let mut files = self.files.write().unwrap_or_else(PoisonError::into_inner);
         if !writable && let Some(file) = files.get(&row.number) {
             return Ok(Arc::clone(file));
@@ -96,4 +142,9 @@ impl OpenFiles {
             .map(|(number, file)| (*number, file.used_at()))
             .collect()
     }
+}
+
+/// Of a file in the directory.
+fn name(number: u64) -> String {
+    format!("{number:016x}")
 }

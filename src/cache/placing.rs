@@ -1,6 +1,7 @@
-use std::{collections::HashSet, fs::File};
+use std::collections::HashSet;
 
 use rusqlite::{Connection, params};
+use rustix::fs::OFlags;
 
 use super::{
     index::{self, FileRow, Location},
@@ -125,7 +126,7 @@ impl Places<'_> {
     }
 
     fn is_locked(&self, number: u64) -> bool {
-        let Ok(file) = File::open(self.store.files.path(number)) else {
+        let Ok(file) = self.store.files.open_raw(number, OFlags::RDONLY) else {
             return true;
         };
         rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_err()

@@ -34,7 +34,7 @@ impl Room {
             .map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))?;
         Ok(Self {
             quota: index::meta(connection, "quota")?.unwrap_or_default(),
-            other: store.other_bytes(),
+            other: store.other_bytes().0,
             min_free: store.min_free.bytes(filesystem.total),
             filesystem,
         })

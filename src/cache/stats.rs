@@ -89,8 +89,10 @@ impl Stats {
 pub struct Usage {
     /// Bytes of data files, written or reserved.
     pub data_bytes: u64,
-    /// Bytes of everything else in the directory.
+    /// Bytes of the index and the logs.
     pub other_bytes: u64,
+    /// Bytes of files in the directory that are not the cache's.
+    pub foreign_bytes: u64,
     /// The most that both may take together.
     pub quota_bytes: u64,
     pub files: u64,

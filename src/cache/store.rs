@@ -1,11 +1,16 @@
 use std::{
     collections::HashMap,
     io,
-    path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError, mpsc},
+    path::PathBuf,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+        mpsc,
+    },
 };
 
 use bytes::Bytes;
+use rusqlite::Connection;
 use tokio::sync::oneshot;
 
 use super::{
@@ -17,6 +22,9 @@ use super::{
 };
 use crate::model::{Digest, Manifest};
 
+/// That the index cannot be read is said once in so many seconds.
+const COMPLAIN_AFTER: u64 = 60;
+
 /// The disk tier as its readers see it. Only the writer thread changes anything on disk; it takes [`Command`]s.
 #[derive(Debug)]
 pub(super) struct Store {
@@ -25,6 +33,10 @@ pub(super) struct Store {
     pub(super) files: OpenFiles,
     pub(super) stats: Arc<Stats>,
     pub(super) min_free: Quota,
+    /// In bytes, as it was when this process opened the cache.
+    quota: AtomicU64,
+    /// When it was last said that the index cannot be read, in seconds since 1970.
+    complained_at: AtomicU64,
     /// Chunks that no row of the index names yet. The lock is held for a map operation only.
     pending: Mutex<HashMap<Digest, Pending>>,
 }
@@ -86,18 +98,21 @@ impl Store {
         let dir = super::guard::prepare(&config.dir)?;
         let index = Index::open(&dir)?;
         let store = Self {
-            files: OpenFiles::new(&dir, open_file_limit(Self::MAX_OPEN)),
+            files: OpenFiles::new(&dir, open_file_limit(Self::MAX_OPEN))?,
             dir,
             index,
             stats,
             min_free: config.min_free,
+            quota: AtomicU64::new(u64::MAX),
+            complained_at: AtomicU64::new(0),
             pending: Mutex::default(),
         };
-        store.set_quota(config.size)?;
+        store.set_quota(config.size, config.resizes)?;
         Ok(store)
     }
 
-    fn set_quota(&self, size: Option<Quota>) -> Result<(), CacheError> {
+    /// `resizes`: the quota becomes `size` also where there was another one before.
+    fn set_quota(&self, size: Option<Quota>, resizes: bool) -> Result<(), CacheError> {
         let filesystem = self
             .filesystem()
             .map_err(|error| CacheError::io(&self.dir, error))?;
@@ -114,15 +129,34 @@ impl Store {
             .index
             .read(|connection| index::meta(connection, "quota"))?;
         let wanted = explicit
+            .filter(|_| resizes || known.is_none())
             .or(known)
             .unwrap_or_else(|| Quota::default_for(filesystem.total).max(Self::MIN_QUOTA));
-        if known != Some(wanted) {
-            let mut connection = self.index.connect()?;
-            self.index.write(&mut connection, |connection| {
-                index::set_meta(connection, "quota", wanted)
-            })?;
+        self.quota.store(wanted, Ordering::Relaxed);
+        if known == Some(wanted) || self.index.is_read_only() {
+            return Ok(());
+        }
+        let data = self.index.read(index::data_bytes)?;
+        if known.is_some() && data > wanted {
+            tracing::warn!(
+                dir = ?self.dir, wanted, bytes = data,
+                "the cache has more bytes than it may have now; what was not used for the longest time goes"
+            );
+        }
+        let mut connection = self.index.connect()?;
+        let set = self.index.write(&mut connection, |connection| {
+            index::set_meta(connection, "quota", wanted)
+        });
+        if let Err(error) = set {
+            // A disk that is full, or a process that was stopped while it wrote, is no reason not to read.
+            tracing::warn!(%error, wanted, "the quota of the cache is not changed");
         }
         Ok(())
+    }
+
+    /// Whether a blob of so many bytes can be here as a whole, and for longer than it takes to read it.
+    pub(super) fn keeps_all_of(&self, blob: u64) -> bool {
+        blob <= self.quota.load(Ordering::Relaxed) / 4
     }
 
     /// Size and free space of the filesystem that the cache is on, in bytes.
@@ -134,20 +168,41 @@ impl Store {
         })
     }
 
-    /// Bytes of all files in the cache directory that are not data files.
-    pub(super) fn other_bytes(&self) -> u64 {
+    /// Bytes of the files in the cache directory that are not data files: those of the cache, and those of others, which do not
+    /// count for the quota.
+    pub(super) fn other_bytes(&self) -> (u64, u64) {
         let files = std::fs::read_dir(&self.dir).into_iter().flatten().flatten();
-        files
-            .filter_map(|entry| entry.metadata().ok())
-            .filter(std::fs::Metadata::is_file)
-            .map(|metadata| metadata.len())
-            .sum()
+        let (mut ours, mut foreign) = (0, 0);
+        for entry in files {
+            let Some(metadata) = entry.metadata().ok().filter(std::fs::Metadata::is_file) else {
+                continue;
+            };
+            match is_of_the_cache(&entry.file_name()) {
+                true => ours += metadata.len(),
+                false => foreign += metadata.len(),
+            }
+        }
+        (ours, foreign)
+    }
+
+    /// What the index says, for a reader. One that cannot be read says nothing, so that what it may have is fetched. Blocks on the disk.
+    pub(super) fn look_up<T>(
+        &self,
+        query: impl FnOnce(&Connection) -> rusqlite::Result<Option<T>>,
+    ) -> Option<T> {
+        self.index.read(query).unwrap_or_else(|error| {
+            let now = index::now();
+            let before = self.complained_at.swap(now, Ordering::Relaxed);
+            if before + COMPLAIN_AFTER <= now {
+                tracing::warn!(%error, "the index cannot be read; what is cached may be fetched again");
+            }
+            None
+        })
     }
 
     /// Where a chunk lies, with its size, as the index says. Blocks on the disk.
-    pub(super) fn locate(&self, digest: Digest) -> Result<Option<(Location, u64)>, CacheError> {
-        self.index
-            .read(|connection| index::chunk(connection, digest))
+    pub(super) fn locate(&self, digest: Digest) -> Option<(Location, u64)> {
+        self.look_up(|connection| index::chunk(connection, digest))
     }
 
     /// Opens a data file for reading; `None` when it was evicted. Blocks on the disk.
@@ -155,18 +210,13 @@ impl Store {
         &self,
         number: u64,
         commands: &mpsc::Sender<Command>,
-    ) -> Result<Option<Arc<DataFile>>, CacheError> {
+    ) -> Option<Arc<DataFile>> {
         if let Some(file) = self.files.get(number) {
-            return Ok(Some(file));
+            return Some(file);
         }
-        let row = self
-            .index
-            .read(|connection| index::file(connection, number))?;
-        let Some(row) = row else {
-            return Ok(None);
-        };
+        let row = self.look_up(|connection| index::file(connection, number))?;
         match self.files.open(&row, false) {
-            Ok(file) => Ok(Some(file)),
+            Ok(file) => Some(file),
             Err(error) => {
                 let path = self.files.path(number);
                 if matches!(
@@ -177,7 +227,7 @@ impl Store {
                 } else {
                     tracing::warn!(?path, %error, "a data file of the cache cannot be opened");
                 }
-                Ok(None)
+                None
             }
         }
     }
@@ -197,6 +247,12 @@ impl Store {
     fn pendings(&self) -> std::sync::MutexGuard<'_, HashMap<Digest, Pending>> {
         self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Of the names in a cache directory.
+fn is_of_the_cache(name: &std::ffi::OsStr) -> bool {
+    let name = name.as_encoded_bytes();
+    name.starts_with(b"index.sqlite") || name.starts_with(b"castore.log")
 }
 
 /// In bytes.
@@ -220,9 +276,4 @@ fn open_file_limit(most: usize) -> usize {
     limit
         .map_or(most, |limit| usize::try_from(limit / 2).unwrap_or(most))
         .clamp(64, most)
-}
-
-/// Syncs a directory, so that the names of new files outlast a crash.
-pub(super) fn sync_directory(path: &Path) -> io::Result<()> {
-    std::fs::File::open(path)?.sync_all()
 }

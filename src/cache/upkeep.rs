@@ -8,7 +8,8 @@ use std::{
 use rusqlite::params;
 
 use super::{
-    Counter, DataFile, index,
+    Counter, DataFile,
+    index::{self, NO_LOSS},
     space::{self, Room, Victim},
     writer::Writer,
 };
@@ -22,24 +23,26 @@ impl Writer {
         self.housekeeping_at = Instant::now() + HOUSEKEEPING;
         let store = Arc::clone(&self.store);
         let counted = &mut self.counted;
-        let result = store.index.write(&mut self.connection, |connection| {
-            index::add_counters(connection, &store.stats, counted)?;
-            space::touch(connection, &store.files.uses())?;
-            // Space that others have taken is no reason to give up what is there: this may be a passing command.
-            let room = Room::now(&store, connection)?.of_quota_alone();
-            if index::used_bytes(connection)? > room.quota / 2 {
-                // All of it can be fetched again, and chunks are worth more.
-                connection.execute_batch("DELETE FROM directories; DELETE FROM blobs;")?;
-            }
-            // The quota may have been lowered, and what else is in the directory may be more than all of it.
-            match space::make_room(connection, &room, 0, Vec::new)? {
-                Some(victims) => Ok(victims),
-                None => space::evict_all(connection),
-            }
-        });
+        let result = store
+            .index
+            .write_within(NO_LOSS, &mut self.connection, |connection| {
+                index::add_counters(connection, &store.stats, counted)?;
+                space::touch(connection, &store.files.uses())?;
+                // Space that others have taken is no reason to give up what is there: this may be a passing command.
+                let room = Room::now(&store, connection)?.of_quota_alone();
+                if index::used_bytes(connection)? > room.quota / 2 {
+                    // All of it can be fetched again, and chunks are worth more.
+                    connection.execute_batch("DELETE FROM directories; DELETE FROM blobs;")?;
+                }
+                // The quota may have been lowered, and what else is in the directory may be more than all of it.
+                match space::make_room(connection, &room, 0, Vec::new)? {
+                    Some(victims) => Ok(victims),
+                    None => space::evict_all(connection),
+                }
+            });
         match result {
             Ok(victims) => self.remove(&victims),
-            Err(error) => tracing::warn!(%error, "the housekeeping of the cache failed"),
+            Err(error) => tracing::debug!(%error, "the housekeeping of the cache waits"),
         }
         if let Err(error) = index::vacuum(&self.connection) {
             tracing::debug!(%error, "the index was not shrunk");
@@ -80,7 +83,7 @@ impl Writer {
 
     fn unlink(&self, number: u64) {
         let path = self.store.files.path(number);
-        match std::fs::remove_file(&path) {
+        match self.store.files.unlink(number) {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => tracing::warn!(?path, %error, "cannot be removed"),
@@ -89,17 +92,12 @@ impl Writer {
 
     /// Removes data files that no row names: what a crash between the two left behind.
     pub(super) fn remove_orphans(&self) {
-        let names = std::fs::read_dir(self.store.files.dir());
-        for entry in names.into_iter().flatten().flatten() {
-            let name = entry.file_name();
-            let number = name
-                .to_str()
-                .and_then(|name| u64::from_str_radix(name, 16).ok());
+        let numbers = self.store.files.list().unwrap_or_default();
+        for number in numbers {
             // A row is always there before its file, so a file that was listed and has none is nobody's.
-            if let Some(number) = number
-                && matches!(index::file(&self.connection, number), Ok(None))
-            {
-                tracing::info!(path = ?entry.path(), "removing a data file that nothing names");
+            if matches!(index::file(&self.connection, number), Ok(None)) {
+                let path = self.store.files.path(number);
+                tracing::info!(?path, "removing a data file that nothing names");
                 self.unlink(number);
             }
         }
@@ -111,14 +109,17 @@ impl Writer {
             return;
         }
         let number = file.number();
-        let result = self.store.index.write(&mut self.connection, |connection| {
-            if file.trust_whole(&index::chunks_in(connection, number)?) {
-                connection
-                    .prepare_cached("UPDATE files SET stamp = ? WHERE number = ?")?
-                    .execute(params![file.stamp(), index::signed(number)?])?;
-            }
-            Ok(())
-        });
+        let result = self
+            .store
+            .index
+            .write_within(NO_LOSS, &mut self.connection, |connection| {
+                if file.trust_whole(&index::chunks_in(connection, number)?) {
+                    connection
+                        .prepare_cached("UPDATE files SET stamp = ? WHERE number = ?")?
+                        .execute(params![file.stamp(), index::signed(number)?])?;
+                }
+                Ok(())
+            });
         if let Err(error) = result {
             tracing::debug!(%error, "a stamp could not be stored");
         }

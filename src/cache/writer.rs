@@ -1,8 +1,6 @@
 use std::{
     collections::{HashMap, HashSet},
     fs::File,
-    io,
-    os::unix::fs::{FileExt, OpenOptionsExt},
     sync::{Arc, mpsc},
     time::{Duration, Instant},
 };
@@ -11,11 +9,11 @@ use rusqlite::{Connection, params};
 
 use super::{
     CacheError, Counter, DataFile,
-    index::{self, FileRow, Location},
+    index::{self, FileRow, Location, PROMISED, WRITER_WAITS},
     placing::{Places, Target},
     rows::Row,
     space::{self, Room, Victim},
-    store::{Command, NewChunk, Pending, Store, sync_directory},
+    store::{Command, NewChunk, Pending, Store},
 };
 use crate::model::Digest;
 
@@ -41,11 +39,11 @@ pub(super) struct Writer {
     pub(super) blob_files: HashMap<Digest, OpenForWriting>,
     /// Written, not committed.
     pub(super) uncommitted: Vec<(Digest, Location, u64)>,
-    uncommitted_bytes: u64,
-    oldest: Option<Instant>,
+    pub(super) uncommitted_bytes: u64,
+    pub(super) oldest: Option<Instant>,
     /// Files that were written to since the last commit.
     pub(super) unsynced: HashMap<u64, Arc<DataFile>>,
-    new_files: bool,
+    pub(super) new_files: bool,
     pub(super) counted: Vec<u64>,
     paused_until: Option<Instant>,
     pub(super) housekeeping_at: Instant,
@@ -53,30 +51,30 @@ pub(super) struct Writer {
 
 pub(super) struct Segment {
     pub(super) number: u64,
-    length: u64,
-    open: OpenForWriting,
+    pub(super) length: u64,
+    pub(super) open: OpenForWriting,
 }
 
 /// A file, and the lock on it: at most one process writes to a data file at a time.
 pub(super) struct OpenForWriting {
     pub(super) file: Arc<DataFile>,
-    _lock: File,
+    pub(super) _lock: File,
 }
 
 /// Where a chunk of a batch goes.
-struct Planned {
-    chunk: NewChunk,
-    target: Target,
-    offset: u64,
+pub(super) struct Planned {
+    pub(super) chunk: NewChunk,
+    pub(super) target: Target,
+    pub(super) offset: u64,
 }
 
 /// What a reservation decided; carried out once its transaction is committed.
 #[derive(Default)]
-struct Plan {
-    chunks: Vec<Planned>,
+pub(super) struct Plan {
+    pub(super) chunks: Vec<Planned>,
     /// Rows that were made, to be made files.
-    made: Vec<(FileRow, Target)>,
-    victims: Vec<Victim>,
+    pub(super) made: Vec<(FileRow, Target)>,
+    pub(super) victims: Vec<Victim>,
 }
 
 impl Writer {
@@ -188,7 +186,7 @@ impl Writer {
             self.chunks(chunks);
         }
         if !syncs.is_empty() {
-            self.commit();
+            self.commit_within(PROMISED);
             for sync in syncs {
                 let _ = sync.send(());
             }
@@ -313,148 +311,13 @@ impl Writer {
         }))
     }
 
-    fn write(&mut self, plan: Plan) {
-        for (row, target) in plan.made {
-            if let Err(error) = self.make_file(&row, target) {
-                tracing::warn!(path = ?self.store.files.path(row.number), %error, "no data file");
-                self.pause();
-            }
-        }
-        let mut by_target: HashMap<Target, Vec<Planned>> = HashMap::new();
-        for planned in plan.chunks {
-            by_target.entry(planned.target).or_default().push(planned);
-        }
-        for (target, planned) in by_target {
-            let file = match target {
-                Target::Segment(number) => self
-                    .segment
-                    .as_ref()
-                    .filter(|segment| segment.number == number)
-                    .map(|segment| Arc::clone(&segment.open.file))
-                    .or_else(|| self.adopt_segment(number)),
-                Target::Blob(blob) => self.open_blob_file(blob),
-            };
-            let gone = io::Error::from(io::ErrorKind::NotFound);
-            let written = file.ok_or(gone).and_then(|file| {
-                file.begin_writing()?;
-                Ok(file)
-            });
-            match written {
-                Ok(file) => self.write_to(&file, planned),
-                Err(error) => {
-                    tracing::debug!(%error, "the data file went away");
-                    self.give_up(planned.into_iter().map(|planned| planned.chunk).collect());
-                }
-            }
-        }
-    }
-
-    fn write_to(&mut self, file: &Arc<DataFile>, planned: Vec<Planned>) {
-        let mut written = Vec::with_capacity(planned.len());
-        let mut failed = Vec::new();
-        for Planned { chunk, offset, .. } in planned {
-            match file.file().write_all_at(&chunk.bytes, offset) {
-                Ok(()) => written.push((chunk, offset)),
-                Err(error) => {
-                    tracing::warn!(path = ?self.store.files.path(file.number()), %error,
-                        "a chunk could not be written; reading goes on without the cache");
-                    self.pause();
-                    failed.push(chunk);
-                }
-            }
-        }
-        file.end_writing(
-            written
-                .iter()
-                .map(|(chunk, offset)| (*offset, chunk.bytes.len() as u64)),
-        );
-        file.touch(index::now());
-        for (chunk, offset) in written {
-            let location = Location {
-                file: file.number(),
-                offset,
-            };
-            let size = chunk.bytes.len() as u64;
-            chunk.blob.set_place(chunk.position, Some(location));
-            self.store
-                .set_pending(chunk.digest, Pending::Written(location, size));
-            self.uncommitted.push((chunk.digest, location, size));
-            self.uncommitted_bytes += size;
-            self.store.stats.add(Counter::WrittenBytes, size);
-        }
-        self.oldest.get_or_insert_with(Instant::now);
-        self.unsynced.insert(file.number(), Arc::clone(file));
-        self.give_up(failed);
-    }
-
-    fn make_file(&mut self, row: &FileRow, target: Target) -> io::Result<()> {
-        let path = self.store.files.path(row.number);
-        let made = File::options()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(path)?;
-        made.set_len(row.length)?;
-        self.new_files = true;
-        let open = self
-            .open_for_writing(row)?
-            .ok_or(io::ErrorKind::WouldBlock)?;
-        // Nothing is in it but what this process will write.
-        open.file.trust_all();
-        match target {
-            Target::Segment(_) => {
-                self.segment = Some(Segment {
-                    number: row.number,
-                    length: row.length,
-                    open,
-                });
-            }
-            Target::Blob(blob) => {
-                self.blob_files.insert(blob, open);
-            }
-        }
-        Ok(())
-    }
-
-    /// `None` when another process writes to it.
-    fn open_for_writing(&self, row: &FileRow) -> io::Result<Option<OpenForWriting>> {
-        let lock = File::open(self.store.files.path(row.number))?;
-        let operation = rustix::fs::FlockOperation::NonBlockingLockExclusive;
-        match rustix::fs::flock(&lock, operation) {
-            Ok(()) => Ok(Some(OpenForWriting {
-                file: self.store.files.open(row, true)?,
-                _lock: lock,
-            })),
-            Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
-            Err(error) => Err(error.into()),
-        }
-    }
-
-    fn adopt_segment(&mut self, number: u64) -> Option<Arc<DataFile>> {
-        let row = index::file(&self.connection, number).ok()??;
-        let open = self.open_for_writing(&row).ok()??;
-        let file = Arc::clone(&open.file);
-        self.segment = Some(Segment {
-            number,
-            length: row.length,
-            open,
-        });
-        Some(file)
-    }
-
-    fn open_blob_file(&mut self, blob: Digest) -> Option<Arc<DataFile>> {
-        if let Some(open) = self.blob_files.get(&blob) {
-            return Some(Arc::clone(&open.file));
-        }
-        let row = index::blob_file(&self.connection, blob).ok()??;
-        let open = self.open_for_writing(&row).ok()??;
-        let file = Arc::clone(&open.file);
-        self.blob_files.insert(blob, open);
-        Some(file)
-    }
-
     /// Syncs what was written and names it in the index.
     fn commit(&mut self) {
+        self.commit_within(WRITER_WAITS);
+    }
+
+    /// The same, waiting so long for other processes that write to the index.
+    fn commit_within(&mut self, wait: Duration) {
         self.oldest = None;
         self.uncommitted_bytes = 0;
         let uncommitted = std::mem::take(&mut self.uncommitted);
@@ -475,34 +338,37 @@ impl Writer {
             }
         }
         if std::mem::take(&mut self.new_files)
-            && let Err(error) = sync_directory(self.store.files.dir())
+            && let Err(error) = self.store.files.sync()
         {
             tracing::warn!(%error, "the directory of the data files cannot be synced");
             synced.clear();
         }
-        let committed = self.store.index.write(&mut self.connection, |connection| {
-            let mut there = HashSet::new();
-            let mut evicted = Vec::new();
-            for (number, file) in &synced {
-                if index::file(connection, *number)?.is_none() {
-                    evicted.push(Victim {
-                        number: *number,
-                        bytes: 0,
-                    });
-                } else {
-                    there.insert(*number);
-                    connection
-                        .prepare_cached("UPDATE files SET stamp = ? WHERE number = ?")?
-                        .execute(params![file.stamp(), index::signed(*number)?])?;
+        let committed = self
+            .store
+            .index
+            .write_within(wait, &mut self.connection, |connection| {
+                let mut there = HashSet::new();
+                let mut evicted = Vec::new();
+                for (number, file) in &synced {
+                    if index::file(connection, *number)?.is_none() {
+                        evicted.push(Victim {
+                            number: *number,
+                            bytes: 0,
+                        });
+                    } else {
+                        there.insert(*number);
+                        connection
+                            .prepare_cached("UPDATE files SET stamp = ? WHERE number = ?")?
+                            .execute(params![file.stamp(), index::signed(*number)?])?;
+                    }
                 }
-            }
-            for (digest, location, size) in &uncommitted {
-                if there.contains(&location.file) {
-                    index::insert_chunk(connection, *digest, *location, *size)?;
+                for (digest, location, size) in &uncommitted {
+                    if there.contains(&location.file) {
+                        index::insert_chunk(connection, *digest, *location, *size)?;
+                    }
                 }
-            }
-            Ok(evicted)
-        });
+                Ok(evicted)
+            });
         match committed {
             // Another process evicted them, perhaps before they were made.
             Ok(evicted) => self.remove(&evicted),
@@ -515,11 +381,11 @@ impl Writer {
         }
     }
 
-    fn pause(&mut self) {
+    pub(super) fn pause(&mut self) {
         self.paused_until = Some(Instant::now() + PAUSE);
     }
 
-    fn give_up(&self, chunks: Vec<NewChunk>) {
+    pub(super) fn give_up(&self, chunks: Vec<NewChunk>) {
         self.store
             .stats
             .add(Counter::Unwritten, chunks.len() as u64);

@@ -144,8 +144,8 @@ pub(super) struct CacheArgs {
 
     /// Most that the cache may take, in B, KiB, MiB, GiB, TiB or % of the disk
     ///
-    /// It is remembered, and what was said last holds for all who share the cache. The default is 20 % of the disk or
-    /// 50 GiB, whichever is less.
+    /// It is remembered, and what `mount`, `virtiofs`, `serve`, `fetch` or `resize` said last holds for all who share the cache; other
+    /// commands leave it as it is. The default is 20 % of the disk or 50 GiB, whichever is less.
     #[arg(long, env = "CASTORE_CACHE_SIZE", value_name = "SIZE")]
     pub(super) cache_size: Option<Quota>,
 
@@ -199,7 +199,8 @@ impl CacheArgs {
         self.cache_dir.clone().unwrap_or_else(paths::default_cache)
     }
 
-    pub(super) fn config(&self) -> cache::Config {
+    /// `resizes`: the quota is remembered.
+    pub(super) fn config(&self, resizes: bool) -> cache::Config {
         let memory = match self.memory {
             Some(Quota::Bytes(bytes)) => bytes,
             Some(share @ Quota::Share(_)) => share.bytes(cache::machine_memory()),
@@ -208,6 +209,7 @@ impl CacheArgs {
         cache::Config {
             dir: self.dir(),
             size: self.cache_size,
+            resizes,
             min_free: self.min_free,
             memory,
             trust_streams: matches!(self.trust, Trust::Stream),

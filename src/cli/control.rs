@@ -15,7 +15,7 @@ use tokio::{
     net::UnixListener,
 };
 
-use super::raw_path::RawPath;
+use super::{raw_path::RawPath, registry};
 use crate::{fs::RecentError, prefetch::Trace, remote::RemoteStatus};
 
 /// A mount that lives answers within this time, from connecting to the last byte.
@@ -88,16 +88,11 @@ pub(super) struct Control {
 impl Control {
     /// Must be called within a tokio runtime.
     pub(super) fn start(cache_dir: &Path, mounted: Arc<dyn Mounted>) -> std::io::Result<Self> {
-        let dir = sockets(cache_dir);
-        fs::create_dir_all(&dir)?;
-        let name = format!("{}.sock", std::process::id());
-        let path = dir.join(&name);
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        let handle = File::open(&dir)?;
-        let listener = UnixListener::bind(reach(&handle, &name))?;
+        let (listener, path) = listen(&sockets(cache_dir)).or_else(|error| {
+            // The cache may be one that can only be read. The registry tells where the socket is.
+            let dir = registry::own_dir().map_err(|_| error)?;
+            listen(&sockets(&dir))
+        })?;
         let task = tokio::spawn(async move {
             loop {
                 let Ok((stream, _)) = listener.accept().await else {
@@ -115,6 +110,20 @@ impl Control {
     pub(super) fn path(&self) -> &Path {
         &self.path
     }
+}
+
+/// Makes a socket of this process in a directory.
+fn listen(dir: &Path) -> std::io::Result<(UnixListener, PathBuf)> {
+    fs::create_dir_all(dir)?;
+    let name = format!("{}.sock", std::process::id());
+    let path = dir.join(&name);
+    match fs::remove_file(&path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let handle = File::open(dir)?;
+    let listener = UnixListener::bind(reach(&handle, &name))?;
+    Ok((listener, path))
 }
 
 impl Drop for Control {
@@ -235,8 +244,8 @@ pub(super) fn sockets_of(cache_dir: &Path) -> Vec<(u32, PathBuf)> {
     found.collect()
 }
 
-fn sockets(cache_dir: &Path) -> PathBuf {
-    cache_dir.join("mounts")
+fn sockets(dir: &Path) -> PathBuf {
+    dir.join("mounts")
 }
 
 /// The address of a socket holds 107 bytes, and a cache directory's path can be longer.

@@ -19,7 +19,7 @@ use super::{
     walk::Tree,
 };
 use crate::{
-    cache::Cache,
+    cache::{Cache, Check},
     model::{Node, RootRef, StorePath},
 };
 
@@ -60,7 +60,7 @@ pub(super) struct Args {
 pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     runtime::log_to_stderr();
     runtime::block_on(async {
-        let cache = open::cache(&args.cache, &args.remotes)?;
+        let cache = open::resized_cache(&args.cache, &args.remotes)?;
         let fetched = fetch(args, &cache).await;
         cache.sync().await;
         tokio::task::spawn_blocking(move || cache.close()).await?;
@@ -79,6 +79,9 @@ async fn fetch(args: &Args, cache: &Arc<Cache>) -> anyhow::Result<()> {
         let (node, closure) = open::node(cache, args.root.as_ref()).await?;
         tree.add(cache, &node, closure, &args.root).await;
     }
+    // Of a part, the directories above it too: without them it is not found without a remote.
+    let come = cache.closures_come().await;
+    come.with_context(|| format!("the directories of {} cannot be fetched", args.root))?;
     if let Some((_, path, error)) = tree.missing.pop() {
         return Err(error).with_context(|| format!("the directory {path} cannot be fetched"));
     }
@@ -145,7 +148,7 @@ async fn fetch(args: &Args, cache: &Arc<Cache>) -> anyhow::Result<()> {
 async fn missing(cache: &Arc<Cache>, tree: &Tree) -> anyhow::Result<Vec<(Node, u64)>> {
     futures::stream::iter(tree.files.keys().copied())
         .map(|(digest, size)| async move {
-            let bytes = cache.missing_bytes(digest, size).await?;
+            let bytes = cache.missing_bytes(digest, size, Check::Stamp).await?;
             let node = Node::File {
                 digest,
                 size,

@@ -47,6 +47,7 @@ mod profile;
 mod progress;
 mod raw_path;
 mod registry;
+mod resize;
 mod roots;
 mod runtime;
 mod serve;
@@ -112,6 +113,7 @@ enum Command {
     Serve(Box<serve::Args>),
     Status(status::Args),
     Profile(profile::Args),
+    Resize(resize::Args),
     Trace(trace::Args),
     Switch(switch::Args),
     #[cfg(all(feature = "virtiofs", target_os = "linux"))]
@@ -151,6 +153,7 @@ pub fn main() -> ExitCode {
         Command::Copy(args) => copy::run(&args),
         Command::Config(args) => config::run(&args, &loaded),
         Command::Name(args) => name::run(&args),
+        Command::Resize(args) => resize::run(&args),
         Command::Roots(args) => roots::run(&args),
         Command::Serve(args) => serve::run(&args),
         Command::Status(args) => status::run(&args),

@@ -27,7 +27,12 @@ pub(super) fn chain(args: &RemoteArgs) -> anyhow::Result<Chain> {
 }
 
 pub(super) fn cache(cache: &CacheArgs, remotes: &RemoteArgs) -> anyhow::Result<Arc<Cache>> {
-    Ok(Cache::open(&cache.config(), chain(remotes)?)?)
+    Ok(Cache::open(&cache.config(false), chain(remotes)?)?)
+}
+
+/// The same, and from now on it has the size that was asked for.
+pub(super) fn resized_cache(cache: &CacheArgs, remotes: &RemoteArgs) -> anyhow::Result<Arc<Cache>> {
+    Ok(Cache::open(&cache.config(true), chain(remotes)?)?)
 }
 
 /// The node that a root stands for. A digest is a directory, and it must be there.

@@ -260,7 +260,7 @@ fn lock(dir: &Path) -> io::Result<File> {
 
 /// The caller's own directory: `/run/castore` for root, else below `$XDG_RUNTIME_DIR`, or `/tmp/castore-UID` where there is
 /// none. It is made if it is not there.
-fn own_dir() -> anyhow::Result<PathBuf> {
+pub(super) fn own_dir() -> anyhow::Result<PathBuf> {
     let (dir, mode) = match (paths::is_root(), runtime_dir()) {
         (true, _) if private(Path::new("/run/castore"), 0o755).is_ok() => {
             return Ok("/run/castore".into());

@@ -164,9 +164,9 @@ async fn serve_until_told(args: &Args) -> anyhow::Result<()> {
         }
         false => None,
     };
-    let cache = open::cache(&args.cache, &args.remotes)?;
+    let cache = open::resized_cache(&args.cache, &args.remotes)?;
     let reads = args.max_reads.map_or_else(
-        || (args.cache.config().memory / READ_MEMORY).clamp(16, 4096),
+        || (args.cache.config(false).memory / READ_MEMORY).clamp(16, 4096),
         |reads| u64::from(reads.get()),
     );
     let reads = usize::try_from(reads)?;

@@ -9,15 +9,15 @@ use super::{
     open, runtime,
     walk::Tree,
 };
-use crate::cache::Cache;
+use crate::cache::{Cache, Check};
 
 /// Files that are looked at at once.
 const FILES: usize = 16;
 
 /// Say whether a tree, or a part of it, is complete in the local cache
 ///
-/// Asks no remote. Bytes on disk are compared with their digests where that has not been done since they were written.
-/// What is missing is listed; the exit status is 1 then.
+/// Asks no remote. All bytes on disk are read and compared with their digests. What is missing or damaged is listed, and what is
+/// damaged is forgotten; the exit status is 1 then.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  castore verify toolchain\n  castore verify toolchain/lib")]
 pub(super) struct Args {
@@ -52,7 +52,7 @@ async fn verify(root: &str, cache: &Arc<Cache>) -> anyhow::Result<()> {
     tree.add(cache, &node, closure, root).await;
     let mut missing: Vec<_> = futures::stream::iter(&tree.files)
         .map(|((digest, size), path)| async move {
-            let bytes = cache.missing_bytes(*digest, *size).await?;
+            let bytes = cache.missing_bytes(*digest, *size, Check::Always).await?;
             anyhow::Ok((bytes > 0).then_some((path, *digest, bytes)))
         })
         .buffer_unordered(FILES)

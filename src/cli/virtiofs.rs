@@ -80,7 +80,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
         // From here on a signal does not leave the socket behind.
         let mut signals = Signals::new(true)?;
         let socket = Socket::listen(&socket, args.socket_group.as_deref())?;
-        let cache = open::cache(&args.cache, &args.remotes)?;
+        let cache = open::resized_cache(&args.cache, &args.remotes)?;
         let served = tokio::select! {
             prepared = prepare(args, &what, &cache) => match prepared {
                 Ok(fs) => serve(args, &fs, socket, &mut signals).await,

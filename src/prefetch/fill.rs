@@ -14,7 +14,7 @@ use super::{
     tree::{Tree, node_at},
 };
 use crate::{
-    cache::Cache,
+    cache::{Cache, Check},
     model::{Digest, Node},
 };
 
@@ -170,7 +170,10 @@ async fn want(
     size: u64,
     stop: &AtomicBool,
 ) -> bool {
-    let missing = cache.missing_bytes(digest, size).await.unwrap_or(size);
+    let missing = cache
+        .missing_bytes(digest, size, Check::Stamp)
+        .await
+        .unwrap_or(size);
     if missing == 0 {
         return true;
     }

@@ -290,3 +290,38 @@ fn a_copy_verifies_what_it_copies() {
     assert!(said.contains("make up the blob"), "{said}");
     hub.stop();
 }
+
+/// It ended with 0 while the directories above the part were still on their way, and nothing was found without the remote.
+#[test]
+fn a_part_that_was_fetched_is_found_without_its_remote() {
+    let scratch = Scratch::new();
+    let source = scratch.path("source");
+    fs::create_dir(&source).unwrap();
+    tree::file(&source, "a/part", b"of it", false);
+    for directory in 0..2000 {
+        // Long names, so that the closure takes its time.
+        let name = format!("b/{directory}/{}", "n".repeat(200));
+        tree::file(&source, &name, b"", false);
+    }
+    let root = scratch.import(&source);
+    scratch.clear_cache();
+    let hub = Hub::start(&scratch, "hub", &scratch.remote(), [""; 0]);
+    let line = Proxy::start(hub.port());
+    line.set(Link {
+        bandwidth: Some(500 << 10),
+        ..Link::default()
+    });
+    let address = format!("grpc+http://127.0.0.1:{}", line.port());
+    let part = format!("{root}/a");
+    scratch.ok(["fetch", "--remote", &address, &part]);
+    line.close();
+    let offline = |args: &[&str]| {
+        let args = args.iter().copied();
+        scratch.ok(args.chain(["--offline", "--remote", &address]))
+    };
+    assert_eq!(offline(&["ls", &root]), "a\nb\n");
+    assert_eq!(offline(&["cat", &format!("{part}/part")]), "of it");
+    let below = format!("{root}/b/1999");
+    assert_eq!(offline(&["ls", &below]), format!("{}\n", "n".repeat(200)));
+    hub.stop();
+}

@@ -227,6 +227,7 @@ async fn filesystem(scratch: &Scratch, source: &Path, xattr: bool) -> Arc<Filesy
         size: Some(Quota::Bytes(1 << 30)),
         min_free: Quota::Bytes(0),
         memory: 16 << 20,
+        resizes: true,
         trust_streams: false,
         bandwidth: Bandwidth::default(),
     };

@@ -59,6 +59,7 @@ pub fn cache_at(dir: &Path, chain: Chain) -> Arc<Cache> {
         size: Some(Quota::Bytes(1 << 30)),
         min_free: Quota::Bytes(0),
         memory: 32 << 20,
+        resizes: true,
         trust_streams: false,
         bandwidth: castore::cache::Bandwidth::default(),
     };

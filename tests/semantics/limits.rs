@@ -72,7 +72,7 @@ fn descriptors(scratch: &Scratch, pid: u32) -> (usize, BTreeMap<PathBuf, usize>)
         let Ok(target) = fs::read_link(entry.unwrap().path()) else {
             continue;
         };
-        match target.starts_with(&data) {
+        match target.parent() == Some(&data) {
             true => of_data += 1,
             false => *others.entry(target).or_default() += 1,
         }

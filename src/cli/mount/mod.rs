@@ -154,7 +154,7 @@ fn mount(args: &Args, log: Option<&Arc<Log>>) -> anyhow::Result<()> {
     cache::prepare(&args.cache.dir())?;
     let mountpoint = mountpoint::prepare(&mountpoint, &args.cache.dir())?;
     runtime::block_on(async {
-        let cache = open::cache(&args.cache, &args.remotes)?;
+        let cache = open::resized_cache(&args.cache, &args.remotes)?;
         let served = serve(args, &what, mountpoint, &cache, log).await;
         let closing = Arc::clone(&cache);
         tokio::task::spawn_blocking(move || closing.close()).await?;

@@ -87,6 +87,13 @@ fn write_cache(out: &mut String, cache: &CacheStatus) -> Result {
         usage.chunks,
         usage.directories
     )?;
+    if usage.foreign_bytes > 0 {
+        writeln!(
+            out,
+            "  {} in files that are not the cache's, which do not count",
+            BinaryBytes(usage.foreign_bytes)
+        )?;
+    }
     if let Some(rate) = cache.hit_rate {
         writeln!(out, "  {:.1} % of reads were at hand", rate * 100.0)?;
     }

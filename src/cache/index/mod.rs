@@ -1,0 +1,272 @@
+//! The cache's `SQLite` database.
+//!
+//! - [`Index`]: connections. Those of readers cannot write, so no reader waits for a writer
+//! - `schema`: making the database and bringing it up to date; `unchanging`: reading one that cannot be opened where it is
+//! - `chunks`, `objects`, `names`, `totals`: the rows
+
+mod chunks;
+mod names;
+mod objects;
+mod schema;
+mod totals;
+mod unchanging;
+
+use std::{
+    path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
+    time::{Duration, SystemTime},
+};
+
+use rusqlite::{Connection, OpenFlags, TransactionBehavior};
+
+pub(super) use self::{
+    chunks::{
+        FileRow, Location, blob_file, chunk, chunks_in, delete_chunk, file, insert_chunk, is_taken,
+        open_segments, retire,
+    },
+    names::{delete_name, insert_name, insert_path_info, name, names, path_info, path_infos},
+    objects::{
+        Told, directory, insert_directory, insert_manifest, judge_manifest, manifest, size_of,
+        told_manifest,
+    },
+    totals::{
+        add_counters, counters, data_bytes, data_bytes_before, meta, set_meta, usage, used_bytes,
+        vacuum,
+    },
+};
+use self::{
+    schema::{Unprepared, index_error},
+    unchanging::Unchanging,
+};
+use super::CacheError;
+
+/// How long the writer of a process waits for another process's transaction, which may have been stopped in it: what it was to write is
+/// dropped then.
+pub(super) const WRITER_WAITS: Duration = Duration::from_secs(2);
+/// The same where somebody was promised that it is written.
+pub(super) const PROMISED: Duration = Duration::from_secs(20);
+/// The same for what is no loss.
+pub(super) const NO_LOSS: Duration = Duration::from_millis(100);
+/// A reader waits for nobody but a process that just recovers the log of one that died.
+const READER_WAITS: Duration = Duration::from_millis(500);
+/// Connections that are kept for the next reader.
+const KEPT_READERS: usize = 8;
+
+/// The cache's `SQLite` database.
+#[derive(Debug)]
+pub(super) struct Index {
+    path: PathBuf,
+    /// What is read where nothing can be written.
+    unchanging: Option<Unchanging>,
+    /// Idle connections. The lock is held to take or to return one only.
+    readers: Mutex<Vec<Connection>>,
+}
+
+impl Index {
+    /// Opens the index in `dir` and brings its schema up to date. One that is there and cannot be written (a disk that is full or
+    /// read-only, a directory of somebody else) is read.
+    pub(super) fn open(dir: &Path) -> Result<Self, CacheError> {
+        let path = dir.join("index.sqlite");
+        let unchanging = match schema::prepare(&path) {
+            Ok(()) => None,
+            Err(Unprepared::Other(error)) => return Err(error),
+            Err(Unprepared::Unwritable(error)) => {
+                tracing::warn!(?path, %error, "the index of the cache cannot be written, so nothing is kept");
+                Some(Unchanging::of(&path)?)
+            }
+        };
+        Ok(Self {
+            path,
+            unchanging,
+            readers: Mutex::default(),
+        })
+    }
+
+    /// Whether nothing can be written to it.
+    pub(super) const fn is_read_only(&self) -> bool {
+        self.unchanging.is_some()
+    }
+
+    /// A connection for whoever writes.
+    pub(super) fn connect(&self) -> Result<Connection, CacheError> {
+        connect_writer(&self.path, OpenFlags::empty()).map_err(|error| self.error(error))
+    }
+
+    /// Runs a query on a connection of its own, which cannot write. Blocks for as long as the disk does.
+    pub(super) fn read<T>(
+        &self,
+        query: impl FnOnce(&Connection) -> rusqlite::Result<T>,
+    ) -> Result<T, CacheError> {
+        let idle = self
+            .readers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .pop();
+        let connect = || match &self.unchanging {
+            None => connect_reader(&self.path, false),
+            Some(unchanging) => connect_reader(unchanging.path(), true),
+        };
+        let connection = match idle {
+            Some(connection) => connection,
+            None => connect().map_err(|error| self.error(error))?,
+        };
+        let result = query(&connection).map_err(|error| self.error(error))?;
+        // One that has failed is not used again.
+        self.keep(connection);
+        Ok(result)
+    }
+
+    /// Runs `change` in a transaction that has the write lock from its start, and waits for that at most [`WRITER_WAITS`].
+    pub(super) fn write<T>(
+        &self,
+        connection: &mut Connection,
+        change: impl FnOnce(&Connection) -> rusqlite::Result<T>,
+    ) -> Result<T, CacheError> {
+        self.write_within(WRITER_WAITS, connection, change)
+    }
+
+    /// The same with a wait of one's own choice.
+    pub(super) fn write_within<T>(
+        &self,
+        wait: Duration,
+        connection: &mut Connection,
+        change: impl FnOnce(&Connection) -> rusqlite::Result<T>,
+    ) -> Result<T, CacheError> {
+        let run = || {
+            connection.busy_timeout(wait)?;
+            let transaction =
+                connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+            let result = change(&transaction)?;
+            transaction.commit()?;
+            Ok(result)
+        };
+        run().map_err(|error| self.error(error))
+    }
+
+    fn keep(&self, connection: Connection) {
+        let mut readers = self.readers.lock().unwrap_or_else(PoisonError::into_inner);
+        if readers.len() < KEPT_READERS {
+            readers.push(connection);
+        }
+    }
+
+    fn error(&self, cause: rusqlite::Error) -> CacheError {
+        index_error(&self.path, cause)
+    }
+}
+
+/// `unchanging`: nobody changes the database, and nothing of it is looked at but the one file.
+fn connect_reader(path: &Path, unchanging: bool) -> rusqlite::Result<Connection> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = if unchanging {
+        let path = percent_encoding::percent_encode(
+            path.as_os_str().as_encoded_bytes(),
+            percent_encoding::NON_ALPHANUMERIC,
+        );
+        let uri = format!("file:{path}?immutable=1");
+        Connection::open_with_flags(uri, flags | OpenFlags::SQLITE_OPEN_URI)?
+    } else {
+        Connection::open_with_flags(path, flags)?
+    };
+    connection.busy_timeout(READER_WAITS)?;
+    connection.set_prepared_statement_cache_capacity(64);
+    Ok(connection)
+}
+
+/// `create`: `SQLITE_OPEN_CREATE` where the database is made if it is not there. Otherwise it would be an empty one, without tables.
+fn connect_writer(path: &Path, create: OpenFlags) -> rusqlite::Result<Connection> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX | create;
+    let connection = Connection::open_with_flags(path, flags)?;
+    connection.busy_timeout(WRITER_WAITS)?;
+    // Without a sync per commit, a crash of the machine may lose the last commits but never breaks the index.
+    connection.pragma_update(None, "synchronous", "NORMAL")?;
+    connection.pragma_update(None, "foreign_keys", "ON")?;
+    connection.pragma_update(None, "journal_size_limit", 4 << 20)?;
+    connection.set_prepared_statement_cache_capacity(64);
+    Ok(connection)
+}
+
+/// Seconds since 1970.
+#[must_use]
+pub fn now() -> u64 {
+    SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs())
+}
+
+/// `SQLite` has signed integers only; what does not fit is refused as if the disk were full.
+pub(super) fn signed(number: u64) -> rusqlite::Result<i64> {
+    i64::try_from(number).map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))
+}
+
+fn unsigned(row: &rusqlite::Row<'_>, column: usize) -> rusqlite::Result<u64> {
+    let number = row.get::<_, i64>(column)?;
+    u64::try_from(number).map_err(|_| rusqlite::Error::IntegralValueOutOfRange(column, number))
+}
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Digest, Manifest, Name, Node};
+
+    #[test]
+    fn a_newer_schema_is_refused_and_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let index = Index::open(dir.path()).unwrap();
+        let writer = index.connect().unwrap();
+        writer.pragma_update(None, "user_version", 99).unwrap();
+        drop(index);
+        let error = Index::open(dir.path()).unwrap_err();
+        assert!(matches!(error, CacheError::NewerSchema { found: 99, .. }));
+        assert!(error.to_string().contains("upgrade castore"));
+    }
+
+    #[test]
+    fn what_is_no_database_is_an_error() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("index.sqlite"), vec![b'x'; 8192]).unwrap();
+        assert!(matches!(
+            Index::open(dir.path()),
+            Err(CacheError::Index { .. })
+        ));
+    }
+
+    #[test]
+    fn rows_read_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let index = Index::open(dir.path()).unwrap();
+        let mut writer = index.connect().unwrap();
+        let blob = Digest::of(b"blob");
+        let manifest = Manifest::new([(Digest::of(b"a"), 1), (Digest::of(b"b"), 2)]).unwrap();
+        let name_a = Name::new(vec![0xff, b'a']).unwrap();
+        let node = Node::File {
+            digest: blob,
+            size: 3,
+            executable: true,
+        };
+        index
+            .write(&mut writer, |connection| {
+                insert_manifest(connection, blob, &manifest, false)?;
+                insert_name(connection, "here", &name_a, &node)?;
+                set_meta(connection, "quota", 5)
+            })
+            .unwrap();
+        let got = index.read(|connection| super::manifest(connection, blob));
+        assert_eq!(got.unwrap(), Some((manifest.clone(), false)));
+        for right in [true, false] {
+            index
+                .write(&mut writer, |c| judge_manifest(c, blob, &manifest, right))
+                .unwrap();
+            let got = index.read(|connection| super::manifest(connection, blob));
+            assert_eq!(got.unwrap(), right.then(|| (manifest.clone(), true)));
+        }
+        let names_at = |remote: &str| {
+            index
+                .read(|connection| names(connection, remote, false))
+                .unwrap()
+        };
+        assert_eq!(names_at("here"), [(name_a, node)]);
+        assert_eq!(names_at("elsewhere"), []);
+        let quota = index.read(|connection| meta(connection, "quota"));
+        assert_eq!(quota.unwrap(), Some(5));
+    }
+}

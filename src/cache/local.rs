@@ -1,0 +1,115 @@
+use std::sync::{Arc, PoisonError};
+
+use rusqlite::Connection;
+use tokio::sync::oneshot;
+
+use super::{
+    Cache, CacheError, Usage, blob,
+    index::{self, Location},
+    store::Command,
+};
+use crate::model::{Digest, Manifest};
+
+// What the index knows, and having it know what was fetched.
+impl Cache {
+    /// How many bytes of a blob are on disk. Asks no remote.
+    ///
+    /// # Errors
+    /// When the index cannot be read.
+    pub async fn cached_bytes(
+        self: &Arc<Self>,
+        digest: Digest,
+        size: u64,
+    ) -> Result<u64, CacheError> {
+        let cache = Arc::clone(self);
+        self.query(move |connection| {
+            let manifest = index::manifest(connection, digest)?
+                .map(|(manifest, _)| manifest)
+                .filter(|manifest| manifest.size() == size)
+                .unwrap_or_else(|| Manifest::whole(digest, size));
+            let mut bytes = 0;
+            for chunk in manifest.chunks() {
+                let there = cache.store.pending(chunk.digest).is_some()
+                    || index::chunk(connection, chunk.digest)?.is_some();
+                bytes += if there { chunk.size } else { 0 };
+            }
+            Ok(bytes)
+        })
+        .await
+    }
+
+    /// Returns when all that was fetched before is synced and committed.
+    pub async fn sync(&self) {
+        let (done, synced) = oneshot::channel();
+        self.send(Command::Sync(done));
+        let _ = synced.await;
+    }
+
+    /// Commits what is left to write and ends the writer thread. Blocks.
+    pub fn close(&self) {
+        self.send(Command::Stop);
+        let writer = self
+            .writer
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        if let Some(writer) = writer
+            && writer.join().is_err()
+        {
+            tracing::error!("the writer of the cache panicked");
+        }
+    }
+
+    /// Room taken, and counters summed over all processes that ever used this cache. Blocks on the disk.
+    ///
+    /// # Errors
+    /// When the index cannot be read.
+    pub fn usage(&self) -> Result<(Usage, Vec<(String, u64)>), CacheError> {
+        let (usage, counters, quota) = self.store.index.read(|connection| {
+            Ok((
+                index::usage(connection)?,
+                index::counters(connection)?,
+                index::meta(connection, "quota")?,
+            ))
+        })?;
+        let usage = Usage {
+            other_bytes: self.store.other_bytes().0,
+            foreign_bytes: self.store.other_bytes().1,
+            quota_bytes: quota.unwrap_or_default(),
+            ..usage
+        };
+        Ok((usage, counters))
+    }
+
+    /// Runs a query on a thread that may wait for the disk.
+    pub(super) async fn query<T: Send + 'static>(
+        self: &Arc<Self>,
+        query: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+    ) -> Result<T, CacheError> {
+        let store = Arc::clone(&self.store);
+        tokio::task::spawn_blocking(move || store.index.read(query))
+            .await
+            .map_err(|_| CacheError::Aborted)?
+    }
+
+    /// As [`Cache::query`], for readers: where the index cannot be read, it knows nothing.
+    pub(super) async fn look_up<T: Send + 'static>(
+        self: &Arc<Self>,
+        query: impl FnOnce(&Connection) -> rusqlite::Result<Option<T>> + Send + 'static,
+    ) -> Result<Option<T>, CacheError> {
+        let store = Arc::clone(&self.store);
+        tokio::task::spawn_blocking(move || store.look_up(query))
+            .await
+            .map_err(|_| CacheError::Aborted)
+    }
+
+    /// Where the chunks of a manifest lie.
+    pub(super) async fn places(
+        self: &Arc<Self>,
+        manifest: Manifest,
+    ) -> Result<Vec<Option<Location>>, CacheError> {
+        let count = manifest.chunks().len();
+        let known = self.look_up(move |connection| blob::places(connection, &manifest).map(Some));
+        Ok(known.await?.unwrap_or_else(|| vec![None; count]))
+    }
+}

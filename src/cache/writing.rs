@@ -1,0 +1,151 @@
+use std::{collections::HashMap, io, os::unix::fs::FileExt, sync::Arc, time::Instant};
+
+use rustix::fs::OFlags;
+
+use super::{
+    Counter, DataFile,
+    index::{self, FileRow, Location},
+    placing::Target,
+    store::Pending,
+    writer::{OpenForWriting, Plan, Planned, Segment, Writer},
+};
+use crate::model::Digest;
+
+// Writing planned chunks to their data files, which are made or adopted for that.
+impl Writer {
+    pub(super) fn write(&mut self, plan: Plan) {
+        for (row, target) in plan.made {
+            if let Err(error) = self.make_file(&row, target) {
+                tracing::warn!(path = ?self.store.files.path(row.number), %error, "no data file");
+                self.pause();
+            }
+        }
+        let mut by_target: HashMap<Target, Vec<Planned>> = HashMap::new();
+        for planned in plan.chunks {
+            by_target.entry(planned.target).or_default().push(planned);
+        }
+        for (target, planned) in by_target {
+            let file = match target {
+                Target::Segment(number) => self
+                    .segment
+                    .as_ref()
+                    .filter(|segment| segment.number == number)
+                    .map(|segment| Arc::clone(&segment.open.file))
+                    .or_else(|| self.adopt_segment(number)),
+                Target::Blob(blob) => self.open_blob_file(blob),
+            };
+            let gone = io::Error::from(io::ErrorKind::NotFound);
+            let written = file.ok_or(gone).and_then(|file| {
+                file.begin_writing()?;
+                Ok(file)
+            });
+            match written {
+                Ok(file) => self.write_to(&file, planned),
+                Err(error) => {
+                    tracing::debug!(%error, "the data file went away");
+                    self.give_up(planned.into_iter().map(|planned| planned.chunk).collect());
+                }
+            }
+        }
+    }
+
+    fn write_to(&mut self, file: &Arc<DataFile>, planned: Vec<Planned>) {
+        let mut written = Vec::with_capacity(planned.len());
+        let mut failed = Vec::new();
+        for Planned { chunk, offset, .. } in planned {
+            match file.file().write_all_at(&chunk.bytes, offset) {
+                Ok(()) => written.push((chunk, offset)),
+                Err(error) => {
+                    tracing::warn!(path = ?self.store.files.path(file.number()), %error,
+                        "a chunk could not be written; reading goes on without the cache");
+                    self.pause();
+                    failed.push(chunk);
+                }
+            }
+        }
+        file.end_writing(
+            written
+                .iter()
+                .map(|(chunk, offset)| (*offset, chunk.bytes.len() as u64)),
+        );
+        file.touch(index::now());
+        for (chunk, offset) in written {
+            let location = Location {
+                file: file.number(),
+                offset,
+            };
+            let size = chunk.bytes.len() as u64;
+            chunk.blob.set_place(chunk.position, Some(location));
+            self.store
+                .set_pending(chunk.digest, Pending::Written(location, size));
+            self.uncommitted.push((chunk.digest, location, size));
+            self.uncommitted_bytes += size;
+            self.store.stats.add(Counter::WrittenBytes, size);
+        }
+        self.oldest.get_or_insert_with(Instant::now);
+        self.unsynced.insert(file.number(), Arc::clone(file));
+        self.give_up(failed);
+    }
+
+    fn make_file(&mut self, row: &FileRow, target: Target) -> io::Result<()> {
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL;
+        let made = self.store.files.open_raw(row.number, flags)?;
+        made.set_len(row.length)?;
+        self.new_files = true;
+        let open = self
+            .open_for_writing(row)?
+            .ok_or(io::ErrorKind::WouldBlock)?;
+        // Nothing is in it but what this process will write.
+        open.file.trust_all();
+        match target {
+            Target::Segment(_) => {
+                self.segment = Some(Segment {
+                    number: row.number,
+                    length: row.length,
+                    open,
+                });
+            }
+            Target::Blob(blob) => {
+                self.blob_files.insert(blob, open);
+            }
+        }
+        Ok(())
+    }
+
+    /// `None` when another process writes to it.
+    fn open_for_writing(&self, row: &FileRow) -> io::Result<Option<OpenForWriting>> {
+        let lock = self.store.files.open_raw(row.number, OFlags::RDONLY)?;
+        let operation = rustix::fs::FlockOperation::NonBlockingLockExclusive;
+        match rustix::fs::flock(&lock, operation) {
+            Ok(()) => Ok(Some(OpenForWriting {
+                file: self.store.files.open(row, true)?,
+                _lock: lock,
+            })),
+            Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn adopt_segment(&mut self, number: u64) -> Option<Arc<DataFile>> {
+        let row = index::file(&self.connection, number).ok()??;
+        let open = self.open_for_writing(&row).ok()??;
+        let file = Arc::clone(&open.file);
+        self.segment = Some(Segment {
+            number,
+            length: row.length,
+            open,
+        });
+        Some(file)
+    }
+
+    fn open_blob_file(&mut self, blob: Digest) -> Option<Arc<DataFile>> {
+        if let Some(open) = self.blob_files.get(&blob) {
+            return Some(Arc::clone(&open.file));
+        }
+        let row = index::blob_file(&self.connection, blob).ok()??;
+        let open = self.open_for_writing(&row).ok()??;
+        let file = Arc::clone(&open.file);
+        self.blob_files.insert(blob, open);
+        Some(file)
+    }
+}
