@@ -17,6 +17,8 @@ use rustix::{
     fs::FileType,
 };
 
+use super::registry;
+
 /// Set for the process that goes to the background.
 const VARIABLE: &str = "CASTORE_BACKGROUND_PROCESS";
 /// What the background process writes to its parent once the mount answers.
@@ -143,10 +145,24 @@ pub(super) struct Log {
     file: Mutex<File>,
 }
 
+const LOG_NAME: &str = "castore.log";
+
 impl Log {
     pub(super) fn open(cache_dir: &Path) -> anyhow::Result<Arc<Self>> {
-        let path = cache_dir.join("castore.log");
-        let file = Mutex::new(open_log(&path)?);
+        let path = cache_dir.join(LOG_NAME);
+        let (path, file) = match open_log(&path) {
+            Ok(file) => (path, file),
+            Err(error) => {
+                // The cache may be one that can only be read.
+                let Ok(dir) = registry::own_dir() else {
+                    return Err(error);
+                };
+                let path = dir.join(LOG_NAME);
+                let file = open_log(&path).map_err(|_| error)?;
+                (path, file)
+            }
+        };
+        let file = Mutex::new(file);
         Ok(Arc::new(Self { path, file }))
     }
 
@@ -183,6 +199,8 @@ fn open_log(path: &Path) -> anyhow::Result<File> {
         .create(true)
         .append(true)
         .mode(0o600)
+        // A link may lead to a file of somebody else's choice.
+        .custom_flags(libc::O_NOFOLLOW)
         .open(path)
         .with_context(|| format!("the log {path:?} cannot be opened"))
 }

@@ -21,7 +21,7 @@ mod medium;
 #[path = "../support/mod.rs"]
 mod support;
 
-use std::fs;
+use std::{fs, path::PathBuf};
 
 use support::{Scratch, tree};
 
@@ -60,4 +60,23 @@ fn is_read(scratch: &Scratch, digest: &str, cache: &str) {
     let mount = support::Mount::start(mount, &scratch.mnt());
     tree::assert_equal(&scratch.path("source"), &mount.path);
     mount.stop();
+    // In the background it has a log.
+    let background = Background(scratch.mnt());
+    let mnt = background.0.to_str().unwrap();
+    run(&["mount", digest, mnt]);
+    assert_eq!(
+        fs::read(background.0.join("hello")).unwrap(),
+        b"Hello World"
+    );
+    assert!(run(&["status"]).contains(mnt));
+    run(&["unmount", mnt]);
+}
+
+/// A mount whose process ends with it, however the test ends.
+struct Background(PathBuf);
+
+impl Drop for Background {
+    fn drop(&mut self) {
+        support::detach(&self.0);
+    }
 }
