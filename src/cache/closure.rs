@@ -136,8 +136,8 @@ impl Cache {
         for flight in flights {
             // As long as somebody uses it, it is not given up.
             let _user = User::of(&flight);
-            // Of no closure: it is told when the flight ends.
-            if let Some(waiter) = flight.wait(Digest::empty()) {
+            // Whatever comes, it is told when the flight ends.
+            while let Some(waiter) = flight.wait(Digest::empty()) {
                 let _ = waiter.await;
             }
             if let Some(error) = flight.failure() {
@@ -209,6 +209,21 @@ impl Cache {
         flight: &ClosureFlight,
         skip: usize,
     ) -> Result<(), CacheError> {
+        let mut batch = Vec::new();
+        let taken = self.take_closure(root, flight, skip, &mut batch).await;
+        // Also of one that has broken off: it was shown.
+        self.write_directories(batch).await;
+        taken
+    }
+
+    /// `batch` is what was not written yet.
+    async fn take_closure(
+        self: &Arc<Self>,
+        root: Digest,
+        flight: &ClosureFlight,
+        skip: usize,
+        batch: &mut Vec<(Digest, Bytes)>,
+    ) -> Result<(), CacheError> {
         let remote = || self.remote.address().to_owned();
         // Once it comes, the rest is taken too: whoever was shown a directory asks for those in it.
         let records = tokio::select! {
@@ -219,7 +234,7 @@ impl Cache {
         // Only what something before it refers to may come.
         let mut expected = HashSet::from([root]);
         let mut seen = HashSet::new();
-        let (mut batch, mut batch_bytes) = (Vec::new(), 0);
+        let mut batch_bytes = 0;
         while let Some(record) = records.next().await {
             let bytes = record?;
             let digest = Digest::of(&bytes);
@@ -262,7 +277,6 @@ impl Cache {
             batch.push((digest, bytes));
             if is_cut {
                 tracing::debug!(%root, "a huge tree; its directories are asked for as they are looked at");
-                self.write_directories(batch).await;
                 return Ok(());
             }
             if batch_bytes >= BATCH {
@@ -270,11 +284,10 @@ impl Cache {
                 self.throttle
                     .pass(bytes, &Urgency::reader(), self.opened)
                     .await;
-                self.write_directories(std::mem::take(&mut batch)).await;
+                self.write_directories(std::mem::take(batch)).await;
                 batch_bytes = 0;
             }
         }
-        self.write_directories(batch).await;
         let missing = expected
             .difference(&seen)
             .find(|digest| **digest != Digest::empty());

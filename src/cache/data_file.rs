@@ -1,5 +1,5 @@
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     fs::File,
     io,
     marker::PhantomData,
@@ -63,6 +63,8 @@ struct Verified {
     all: bool,
     /// Offset and size of single chunks that are right.
     chunks: HashMap<u64, u64>,
+    /// Offsets of chunks that were found damaged. Nothing is written there again.
+    damaged: HashSet<u64>,
 }
 
 /// What may be done with a chunk in a file.
@@ -95,6 +97,7 @@ impl DataFile {
                 stamp,
                 all: trusted,
                 chunks: HashMap::new(),
+                damaged: HashSet::new(),
             }),
         })
     }
@@ -186,6 +189,9 @@ impl DataFile {
             done += len;
         }
         let right = Digest::from(hasher.finalize()) == digest;
+        if !right {
+            self.verified().damaged.insert(offset);
+        }
         if right {
             let mut verified = self.verified();
             if verified.stamp == before {
@@ -254,7 +260,8 @@ impl DataFile {
     /// The stamp to store with the file's row: `None` while not all of it is known to be right.
     pub(super) fn stamp(&self) -> Option<Vec<u8>> {
         let verified = self.verified();
-        verified.all.then(|| verified.stamp.to_bytes())
+        let all = verified.all && verified.damaged.is_empty();
+        all.then(|| verified.stamp.to_bytes())
     }
 
     fn verified(&self) -> std::sync::MutexGuard<'_, Verified> {
@@ -264,7 +271,7 @@ impl DataFile {
 
 impl Verified {
     fn has(&self, offset: u64, size: u64) -> bool {
-        self.all || self.chunks.get(&offset) == Some(&size)
+        !self.damaged.contains(&offset) && (self.all || self.chunks.get(&offset) == Some(&size))
     }
 
     fn forget(&mut self, stamp: Stamp) {

@@ -33,7 +33,7 @@ impl Room {
             .filesystem()
             .map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))?;
         Ok(Self {
-            quota: index::meta(connection, "quota")?.unwrap_or_default(),
+            quota: store.quota(index::meta(connection, "quota")?),
             other: store.other_bytes().0,
             min_free: store.min_free.bytes(filesystem.total),
             filesystem,

@@ -33,7 +33,7 @@ pub(super) struct Store {
     pub(super) files: OpenFiles,
     pub(super) stats: Arc<Stats>,
     pub(super) min_free: Quota,
-    /// In bytes, as it was when this process opened the cache.
+    /// In bytes, as it was when this process looked last.
     quota: AtomicU64,
     /// When it was last said that the index cannot be read, in seconds since 1970.
     complained_at: AtomicU64,
@@ -157,6 +157,14 @@ impl Store {
     /// Whether a blob of so many bytes can be here as a whole, and for longer than it takes to read it.
     pub(super) fn keeps_all_of(&self, blob: u64) -> bool {
         blob <= self.quota.load(Ordering::Relaxed) / 4
+    }
+
+    /// The most bytes that the cache may take: what the index says now, or what this process knows.
+    pub(super) fn quota(&self, in_index: Option<u64>) -> u64 {
+        if let Some(quota) = in_index {
+            self.quota.store(quota, Ordering::Relaxed);
+        }
+        self.quota.load(Ordering::Relaxed)
     }
 
     /// Size and free space of the filesystem that the cache is on, in bytes.

@@ -45,6 +45,9 @@ impl Cache {
             match cache.hash_whole(&blob, 1, false).await {
                 Ok(Some(digest)) => cache.judge(&blob, digest == blob.digest()),
                 Ok(None) => {
+                    if cache.store.keeps_all_of(blob.manifest().size()) {
+                        blob.set_due();
+                    }
                     tracing::debug!(digest = %blob.digest(), "not verified as a whole: a part of it did not stay");
                 }
                 Err(error) => {
@@ -62,7 +65,7 @@ impl Cache {
         }
         {
             let mut along = blob.along();
-            if along.busy || along.next != position {
+            if along.busy || position < along.next {
                 return;
             }
             along.busy = true;

@@ -131,6 +131,10 @@ impl Writer {
         }
         self.commit();
         self.housekeeping();
+        // The last of all processes leaves no log behind: what is in it alone is not on the disk yet.
+        if let Err(error) = self.store.index.end_log(&self.connection) {
+            tracing::debug!(%error, "the log of the index stays");
+        }
     }
 
     /// Whether to go on.
@@ -169,9 +173,17 @@ impl Writer {
             }
         }
         if !rows.is_empty() {
-            let written = self.store.index.write(&mut self.connection, |connection| {
-                rows.iter().try_for_each(|row| row.write(connection))
-            });
+            // Whoever waits was promised that they are there.
+            let wait = match acks.is_empty() && syncs.is_empty() {
+                true => WRITER_WAITS,
+                false => PROMISED,
+            };
+            let written = self
+                .store
+                .index
+                .write_within(wait, &mut self.connection, |connection| {
+                    rows.iter().try_for_each(|row| row.write(connection))
+                });
             if let Err(error) = written {
                 tracing::warn!(%error, "not written to the index");
             }

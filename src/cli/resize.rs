@@ -1,3 +1,5 @@
+use anyhow::bail;
+
 use super::{
     args::{CacheArgs, RemoteArgs},
     open, runtime,
@@ -35,6 +37,15 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
         open::resized_cache(&cache, &args.remotes)?.close();
         let cache = open::cache(&args.cache, &args.remotes)?;
         let (usage, _) = cache.usage()?;
+        if let Quota::Bytes(wanted) = args.size
+            && usage.quota_bytes != wanted
+        {
+            bail!(
+                "the cache {:?} may still take {}: its index cannot be written now; see what the log says above",
+                cache.dir(),
+                indicatif::BinaryBytes(usage.quota_bytes)
+            );
+        }
         println!(
             "{:?} may take {} and takes {}",
             cache.dir(),

@@ -2,7 +2,7 @@
 
 use std::{fs, process::Stdio};
 
-use rusqlite::{Connection, TransactionBehavior};
+use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 
 use crate::{
     disk::Disk,
@@ -60,19 +60,24 @@ fn refilled(scratch: Scratch, left_a_log: bool) -> (Scratch, String) {
     let mut fetch = scratch.command(["fetch", &digest]);
     fetch.env("CASTORE_CACHE_DIR", &cache);
     if left_a_log {
-        // It holds the log open, so that what `fetch` has written stays in it.
+        // Somebody reads what was there before, so that what `fetch` has written stays in the log; and the last process is killed.
         let mut mount = scratch.command(["mount", "--foreground", &digest]);
         mount.arg(scratch.mnt()).env("CASTORE_CACHE_DIR", &cache);
         let mut mount = Mount::start(mount, &scratch.mnt());
+        let index = cache.join("index.sqlite");
+        let reader = Connection::open_with_flags(index, OpenFlags::SQLITE_OPEN_READ_ONLY).unwrap();
+        reader.execute_batch("BEGIN; SELECT * FROM meta").unwrap();
         support::succeeded(&support::output(fetch));
         signal(&mount.child, libc::SIGKILL);
         assert!(wait(&mut mount.child, support::DEADLINE).is_some());
         support::detach(&scratch.mnt());
-        drop(mount);
+        drop((mount, reader));
         let log = fs::metadata(cache.join("index.sqlite-wal")).unwrap();
         assert!(log.len() > 0);
     } else {
         support::succeeded(&support::output(fetch));
+        let log = fs::metadata(cache.join("index.sqlite-wal"));
+        assert!(log.is_err(), "it leaves a log");
     }
     (scratch, digest)
 }

@@ -12,6 +12,7 @@ mod totals;
 mod unchanging;
 
 use std::{
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::{Mutex, PoisonError},
     time::{Duration, SystemTime},
@@ -56,6 +57,8 @@ const KEPT_READERS: usize = 8;
 #[derive(Debug)]
 pub(super) struct Index {
     path: PathBuf,
+    /// Which file it was when it was opened.
+    identity: Option<(u64, u64)>,
     /// What is read where nothing can be written.
     unchanging: Option<Unchanging>,
     /// Idle connections. The lock is held to take or to return one only.
@@ -76,6 +79,7 @@ impl Index {
             }
         };
         Ok(Self {
+            identity: identity(&path),
             path,
             unchanging,
             readers: Mutex::default(),
@@ -103,6 +107,8 @@ impl Index {
             .unwrap_or_else(PoisonError::into_inner)
             .pop();
         let connect = || match &self.unchanging {
+            // Another one may have been made at the place of this, whose data files are not those that are open here.
+            None if identity(&self.path) != self.identity => Err(gone()),
             None => connect_reader(&self.path, false),
             Some(unchanging) => connect_reader(unchanging.path(), true),
         };
@@ -141,6 +147,16 @@ impl Index {
             Ok(result)
         };
         run().map_err(|error| self.error(error))
+    }
+
+    /// Brings what is in the log into the database, as far as no other process reads or writes.
+    pub(super) fn end_log(&self, connection: &Connection) -> rusqlite::Result<()> {
+        self.readers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clear();
+        connection.busy_timeout(NO_LOSS)?;
+        connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))
     }
 
     fn keep(&self, connection: Connection) {
@@ -184,6 +200,20 @@ fn connect_writer(path: &Path, create: OpenFlags) -> rusqlite::Result<Connection
     connection.pragma_update(None, "journal_size_limit", 4 << 20)?;
     connection.set_prepared_statement_cache_capacity(64);
     Ok(connection)
+}
+
+/// Device and inode of a file.
+fn identity(path: &Path) -> Option<(u64, u64)> {
+    let metadata = std::fs::metadata(path).ok()?;
+    Some((metadata.dev(), metadata.ino()))
+}
+
+fn gone() -> rusqlite::Error {
+    let code = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CANTOPEN);
+    rusqlite::Error::SqliteFailure(
+        code,
+        Some("it was removed, or another one is in its place".into()),
+    )
 }
 
 /// Seconds since 1970.

@@ -49,6 +49,8 @@ pub(super) fn prepare(path: &Path) -> Result<(), Unprepared> {
         Ok(Some(found)) if found == known() => return Ok(()),
         Ok(Some(found)) if found > known() => return Err(Unprepared::Other(newer(found))),
         Ok(_) => {}
+        // Another process is about to make it, or recovers its log.
+        Err(cause) if cause.sqlite_error_code() == Some(ErrorCode::DatabaseBusy) => {}
         Err(cause) if is_about_the_disk(&cause) => return Err(Unprepared::Unwritable(cause)),
         Err(cause) => return Err(Unprepared::Other(failed(cause))),
     }
