@@ -77,7 +77,11 @@ async fn filesystem(dir: &Path) -> Arc<Filesystem> {
         prefetch: prefetch::Settings::default(),
     };
     let cache = Cache::open(&config, chain).unwrap();
-    Arc::new(Filesystem::new(cache, Root::Directory { digest, size }, options))
+    Arc::new(Filesystem::new(
+        cache,
+        Root::Directory { digest, size },
+        options,
+    ))
 }
 
 fuzz_target!(|script: &[u8]| {

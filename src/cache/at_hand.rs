@@ -272,8 +272,9 @@ impl Cache {
         let (Some(place), Some(chunk)) = (blob.place(part.index), blob.chunk(part.index)) else {
             return false;
         };
-        let follows = place.file == file.number()
-            && place.offset + part.start == offset + slice.start + slice.len;
+        let begins = place.offset.checked_add(part.start);
+        let ends = (offset.checked_add(slice.start)).and_then(|start| start.checked_add(slice.len));
+        let follows = place.file == file.number() && begins.is_some() && begins == ends;
         if !follows || !file.is_verified(place.offset, chunk.size) {
             return false;
         }

@@ -83,6 +83,14 @@ impl CacheError {
         )
     }
 
+    /// Whether another process held the lock of the index for too long.
+    pub(super) fn is_busy(&self) -> bool {
+        let Self::Index { cause, .. } = self else {
+            return false;
+        };
+        cause.sqlite_error_code() == Some(rusqlite::ErrorCode::DatabaseBusy)
+    }
+
     /// The remote it came from, where one is to blame.
     #[must_use]
     pub fn remote(&self) -> Option<&str> {

@@ -72,9 +72,10 @@ impl Cache {
                 index::meta(connection, "quota")?,
             ))
         })?;
+        let (other_bytes, foreign_bytes) = self.store.other_bytes();
         let usage = Usage {
-            other_bytes: self.store.other_bytes().0,
-            foreign_bytes: self.store.other_bytes().1,
+            other_bytes,
+            foreign_bytes,
             quota_bytes: quota.unwrap_or_default(),
             ..usage
         };

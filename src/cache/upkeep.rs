@@ -42,7 +42,10 @@ impl Writer {
             });
         match result {
             Ok(victims) => self.remove(&victims),
-            Err(error) => tracing::debug!(%error, "the housekeeping of the cache waits"),
+            Err(error) if error.is_busy() => {
+                tracing::debug!(%error, "the housekeeping of the cache waits");
+            }
+            Err(error) => tracing::warn!(%error, "the housekeeping of the cache failed"),
         }
         if let Err(error) = index::vacuum(&self.connection) {
             tracing::debug!(%error, "the index was not shrunk");

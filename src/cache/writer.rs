@@ -1,6 +1,5 @@
 use std::{
     collections::{HashMap, HashSet},
-    fs::File,
     sync::{Arc, mpsc},
     time::{Duration, Instant},
 };
@@ -9,11 +8,12 @@ use rusqlite::{Connection, params};
 
 use super::{
     CacheError, Counter, DataFile,
-    index::{self, FileRow, Location, PROMISED, WRITER_WAITS},
-    placing::{Places, Target},
+    index::{self, Location, PROMISED, WRITER_WAITS},
+    placing::Places,
     rows::Row,
     space::{self, Room, Victim},
     store::{Command, NewChunk, Pending, Store},
+    writing::{OpenForWriting, Plan, Planned, Segment},
 };
 use crate::model::Digest;
 
@@ -47,34 +47,6 @@ pub(super) struct Writer {
     pub(super) counted: Vec<u64>,
     paused_until: Option<Instant>,
     pub(super) housekeeping_at: Instant,
-}
-
-pub(super) struct Segment {
-    pub(super) number: u64,
-    pub(super) length: u64,
-    pub(super) open: OpenForWriting,
-}
-
-/// A file, and the lock on it: at most one process writes to a data file at a time.
-pub(super) struct OpenForWriting {
-    pub(super) file: Arc<DataFile>,
-    pub(super) _lock: File,
-}
-
-/// Where a chunk of a batch goes.
-pub(super) struct Planned {
-    pub(super) chunk: NewChunk,
-    pub(super) target: Target,
-    pub(super) offset: u64,
-}
-
-/// What a reservation decided; carried out once its transaction is committed.
-#[derive(Default)]
-pub(super) struct Plan {
-    pub(super) chunks: Vec<Planned>,
-    /// Rows that were made, to be made files.
-    pub(super) made: Vec<(FileRow, Target)>,
-    pub(super) victims: Vec<Victim>,
 }
 
 impl Writer {

@@ -1,4 +1,4 @@
-use std::{collections::HashMap, io, os::unix::fs::FileExt, sync::Arc, time::Instant};
+use std::{collections::HashMap, fs::File, io, os::unix::fs::FileExt, sync::Arc, time::Instant};
 
 use rustix::fs::OFlags;
 
@@ -6,10 +6,39 @@ use super::{
     Counter, DataFile,
     index::{self, FileRow, Location},
     placing::Target,
-    store::Pending,
-    writer::{OpenForWriting, Plan, Planned, Segment, Writer},
+    space::Victim,
+    store::{NewChunk, Pending},
+    writer::Writer,
 };
 use crate::model::Digest;
+
+pub(super) struct Segment {
+    pub(super) number: u64,
+    pub(super) length: u64,
+    open: OpenForWriting,
+}
+
+/// A file, and the lock on it: at most one process writes to a data file at a time.
+pub(super) struct OpenForWriting {
+    pub(super) file: Arc<DataFile>,
+    _lock: File,
+}
+
+/// Where a chunk of a batch goes.
+pub(super) struct Planned {
+    pub(super) chunk: NewChunk,
+    pub(super) target: Target,
+    pub(super) offset: u64,
+}
+
+/// What a reservation decided; carried out once its transaction is committed.
+#[derive(Default)]
+pub(super) struct Plan {
+    pub(super) chunks: Vec<Planned>,
+    /// Rows that were made, to be made files.
+    pub(super) made: Vec<(FileRow, Target)>,
+    pub(super) victims: Vec<Victim>,
+}
 
 // Writing planned chunks to their data files, which are made or adopted for that.
 impl Writer {

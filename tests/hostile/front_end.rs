@@ -20,6 +20,12 @@ use vhost::{
 use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+// By its path: this file is a part of two programs.
+#[path = "script.rs"]
+mod script;
+
+use script::Script;
+
 const MEMORY: u64 = 1 << 20;
 const RINGS: usize = 2;
 const REQUESTS: usize = 1;
@@ -85,47 +91,6 @@ pub struct Asked {
     used: u16,
 }
 
-/// The bytes that say what to do; there is always a next one.
-struct Script<'a>(&'a [u8]);
-
-impl<'a> Script<'a> {
-    fn byte(&mut self) -> u8 {
-        match self.0 {
-            [] => 0,
-            [first, rest @ ..] => {
-                self.0 = rest;
-                *first
-            }
-        }
-    }
-
-    fn word(&mut self) -> u16 {
-        u16::from_le_bytes([self.byte(), self.byte()])
-    }
-
-    fn long(&mut self) -> u32 {
-        u32::from(self.word()) | u32::from(self.word()) << 16
-    }
-
-    fn bytes(&mut self, len: usize) -> &'a [u8] {
-        let (now, later) = self.0.split_at(len.min(self.0.len()));
-        self.0 = later;
-        now
-    }
-
-    fn ring(&mut self) -> usize {
-        usize::from(self.byte()) % RINGS
-    }
-
-    /// Mostly small, as real ones are.
-    fn number(&mut self) -> u64 {
-        match self.byte() {
-            255 => u64::from(self.long()) << 32 | u64::from(self.long()),
-            small => small.into(),
-        }
-    }
-}
-
 impl FrontEnd {
     /// Connects to the socket of a back end.
     pub fn connect(socket: &Path) -> Self {
@@ -161,8 +126,8 @@ impl FrontEnd {
 
     /// Does what the bytes say, and then begins anew, as a guest that is reset: the back end must serve it as if nothing had been.
     pub fn run(&mut self, script: &[u8]) {
-        let mut script = Script(script);
-        while !script.0.is_empty() {
+        let mut script = Script::new(script);
+        while !script.is_over() {
             self.act(&mut script);
         }
         self.reset();
@@ -171,8 +136,8 @@ impl FrontEnd {
 
     /// Does what the bytes say, and goes.
     pub fn leave(mut self, script: &[u8]) {
-        let mut script = Script(script);
-        while !script.0.is_empty() {
+        let mut script = Script::new(script);
+        while !script.is_over() {
             self.act(&mut script);
         }
     }
