@@ -80,8 +80,7 @@ async fn fetch(args: &Args, cache: &Arc<Cache>) -> anyhow::Result<()> {
         tree.add(cache, &node, closure, &args.root).await;
     }
     // Of a part, the directories above it too: without them it is not found without a remote.
-    let come = cache.closures_come().await;
-    come.with_context(|| format!("the directories of {} cannot be fetched", args.root))?;
+    cache.closures_end().await;
     if let Some((_, path, error)) = tree.missing.pop() {
         return Err(error).with_context(|| format!("the directory {path} cannot be fetched"));
     }

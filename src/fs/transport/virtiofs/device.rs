@@ -169,9 +169,12 @@ impl Device {
 
     /// A ring was started, or runs. Where it goes on from where it was stopped, the machine was paused: what was answered meanwhile is sent,
     /// and the numbers of those requests are returned that are to be run again. Otherwise its guest began anew, and its requests are
-    /// forgotten.
+    /// forgotten. A kick from before the stop may come after it, and starts nothing.
     pub(super) fn start(&self, number: usize, ring: &Ring) -> Vec<u64> {
         let _running = self.running();
+        if !ring.get_ref().get_queue().ready() {
+            return Vec::new();
+        }
         let mut state = self.state();
         let Some(&RingState::Stopped(stopped)) = state.rings.get(&number) else {
             return Vec::new();
@@ -526,6 +529,21 @@ mod tests {
         driver.send(long, 0, &[0; 5000]).unwrap();
         assert_eq!(driver.used().len(), 3);
         driver.taken();
+    }
+
+    /// An event of the ring that was under way when it was stopped made it run again: answers were written into a machine that was
+    /// paused, and to the next driver of one that was reset.
+    #[test]
+    fn a_kick_after_the_stop_starts_nothing() {
+        let mut driver = Driver::new();
+        driver.add(0, b"request", 100);
+        let slot = driver.taken();
+        driver.stop();
+        assert!(driver.device.start(0, &driver.ring).is_empty());
+        driver.send(slot, 0, b"late").unwrap();
+        assert_eq!(driver.used(), []);
+        assert!(driver.start().is_empty());
+        assert_eq!(driver.used(), [(0, 20)]);
     }
 
     #[test]
