@@ -111,7 +111,10 @@ fn open_files_cost_no_descriptors() {
         (of_data, others.values().sum::<usize>(), others)
     };
     fs::read(mount.at("0")).unwrap();
-    let (data_before, before, of_what) = count();
+    // All are in one data file, which is open for reading and for writing; while it is opened, there may be one more for a moment.
+    let one_file = || support::eventually("few data files are open", || count().0 <= 2);
+    one_file();
+    let (_, before, of_what) = count();
     assert!(before < 40, "{of_what:?}");
     let files: Vec<_> = (0..400)
         .map(|number| File::open(mount.at(&format!("{number}"))).unwrap())
@@ -124,11 +127,10 @@ fn open_files_cost_no_descriptors() {
     let dirs: Vec<_> = (0..100)
         .map(|_| fs::read_dir(&mount.path).unwrap())
         .collect();
-    let (data_after, after, of_what) = count();
+    one_file();
+    let (_, after, of_what) = count();
     // Threads of the runtime and connections of the index come and go.
     assert!(after <= before + 10, "{before} before, now {of_what:?}");
-    // All are in one data file, which is open for reading and for writing.
-    assert!(data_before <= 2 && data_after <= 2, "{data_after}");
     drop((files, dirs));
     mount.stop();
 }
