@@ -12,7 +12,7 @@ use std::{
 
 use castore::model::{Digest, Directory, Entry, Name, Node};
 
-use crate::support::{Mount, Scratch, before, tree};
+use crate::support::{Mount, Scratch, before, eventually, tree};
 
 /// The error of looking at a path.
 fn error_of(path: &Path) -> Option<i32> {
@@ -112,7 +112,7 @@ fn open_files_cost_no_descriptors() {
     };
     fs::read(mount.at("0")).unwrap();
     // All are in one data file, which is open for reading and for writing; while it is opened, there may be one more for a moment.
-    let one_file = || support::eventually("few data files are open", || count().0 <= 2);
+    let one_file = || eventually("few data files are open", || count().0 <= 2);
     one_file();
     let (_, before, of_what) = count();
     assert!(before < 40, "{of_what:?}");
