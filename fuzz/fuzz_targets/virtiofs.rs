@@ -65,6 +65,7 @@ async fn filesystem(dir: &Path) -> Arc<Filesystem> {
         memory: 16 << 20,
         resizes: true,
         trust_streams: false,
+        waits_for_disk: false,
         bandwidth: Bandwidth::default(),
     };
     let chain = Chain::new(remote::open(&remote, &policy).unwrap(), policy);

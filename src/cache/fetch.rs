@@ -281,6 +281,14 @@ impl Cache {
     ) -> ChunkData {
         self.stats().add(Counter::FetchedBytes, bytes.len() as u64);
         self.memory.chunks.insert(digest, bytes.clone());
+        let limit = match self.store.waits_for_disk {
+            true => u64::MAX,
+            false => self.memory.in_flight_bytes() / 4,
+        };
+        let Some(queued) = self.store.backlog.add(bytes.len() as u64, limit) else {
+            self.stats().add(Counter::Unwritten, 1);
+            return ChunkData::Memory(bytes);
+        };
         self.store
             .set_pending(digest, Pending::Queued(bytes.clone()));
         self.send(Command::Chunk(NewChunk {
@@ -289,6 +297,7 @@ impl Cache {
             blob: Arc::clone(blob),
             position,
             _share: share,
+            _queued: queued,
         }));
         ChunkData::Memory(bytes)
     }

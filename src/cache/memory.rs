@@ -96,6 +96,11 @@ impl Memory {
         (u64::from(self.ahead_permits()) * PERMIT, free * PERMIT)
     }
 
+    /// The most bytes that may be in flight.
+    pub(super) fn in_flight_bytes(&self) -> u64 {
+        u64::from(self.permits) * PERMIT
+    }
+
     fn ahead_permits(&self) -> u32 {
         (self.permits / 2).max(1)
     }

@@ -6,7 +6,7 @@
 //! - `memory`: the memory tier and its budget; `clock`: of it, what each request looks at
 //! - `index`: `SQLite` and its schema
 //! - `data_file`, `open_files`, `stamp`: mapped files, and which of their bytes are known to be right
-//! - `writer`: the one thread that writes; `upkeep` is what it does besides; `placing` finds places for chunks, `writing` writes them there, `space` makes room, `rows` is all else; `discard` takes its place where nothing can be written
+//! - `writer`: the one thread that writes; `upkeep` is what it does besides; `placing` finds places for chunks (`ranges`: where something is already), `writing` writes them there, `space` makes room, `syncing` has the disk keep it, `backlog` is what waits for it, `rows` is all else; `discard` takes its place where nothing can be written
 //! - `blob`: a blob's manifest and where its chunks lie
 //! - `pace`: how fast the remotes are
 //! - `readers`: how many wait
@@ -25,6 +25,7 @@
 
 mod arriving;
 mod at_hand;
+mod backlog;
 mod blob;
 mod by_digest;
 mod clock;
@@ -48,6 +49,7 @@ mod open_files;
 mod pace;
 mod placing;
 mod profiles;
+mod ranges;
 mod readers;
 mod rows;
 mod space;
@@ -55,6 +57,7 @@ mod stamp;
 mod stats;
 mod store;
 mod stream_in;
+mod syncing;
 mod throttle;
 mod upkeep;
 mod whole;

@@ -1,15 +1,19 @@
 use std::{
     collections::HashMap,
+    ffi::OsStr,
     fs::File,
     io,
-    os::fd::OwnedFd,
+    os::{fd::OwnedFd, unix::ffi::OsStrExt},
     path::{Path, PathBuf},
     sync::{Arc, PoisonError, RwLock},
 };
 
 use rustix::fs::{AtFlags, Dir, Mode, OFlags};
 
-use super::{CacheError, DataFile, index::FileRow};
+use super::{
+    CacheError, DataFile,
+    index::{self, FileRow},
+};
 
 /// The data files that are open, bounded in number.
 #[derive(Debug)]
@@ -43,8 +47,8 @@ impl OpenFiles {
         let mut numbers = Vec::new();
         for entry in Dir::read_from(&self.data)? {
             let entry = entry?;
-            let name = entry.file_name().to_str().ok();
-            numbers.extend(name.and_then(|name| u64::from_str_radix(name, 16).ok()));
+            let name = OsStr::from_bytes(entry.file_name().to_bytes());
+            numbers.extend(index::file_number(name));
         }
         Ok(numbers)
     }
@@ -68,6 +72,11 @@ impl OpenFiles {
     /// Syncs the directory, so that the names of new files outlast a crash.
     pub(super) fn sync(&self) -> io::Result<()> {
         Ok(rustix::fs::fsync(&self.data)?)
+    }
+
+    /// Syncs the whole filesystem.
+    pub(super) fn sync_filesystem(&self) -> io::Result<()> {
+        Ok(rustix::fs::syncfs(&self.data)?)
     }
 
     /// For messages.

@@ -1,10 +1,11 @@
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use rusqlite::{Connection, params};
 use rustix::fs::OFlags;
 
 use super::{
-    index::{self, FileRow, Location},
+    index::{self, FileRow},
+    ranges::Ranges,
     space::Room,
     store::{NewChunk, Store},
 };
@@ -17,19 +18,40 @@ pub(super) enum Target {
     Blob(Digest),
 }
 
+/// A segment that chunks are appended to.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Appended {
+    number: u64,
+    length: u64,
+    /// Written or reserved.
+    bytes: u64,
+}
+
+impl From<&FileRow> for Appended {
+    fn from(row: &FileRow) -> Self {
+        Self {
+            number: row.number,
+            length: row.length,
+            bytes: row.bytes,
+        }
+    }
+}
+
 /// Finds a place for each chunk of a batch, within the transaction that reserves it.
 pub(super) struct Places<'a> {
     pub(super) connection: &'a Connection,
     pub(super) store: &'a Store,
     pub(super) room: Room,
-    /// Number and length of the segment in use.
-    pub(super) segment: Option<(u64, u64)>,
+    /// The segment in use.
+    pub(super) segment: Option<Appended>,
+    /// Bytes that files grow by, and that their rows do not have yet.
+    pub(super) grown: HashMap<u64, u64>,
     /// Blob files that this process has locked.
     pub(super) locked: HashSet<u64>,
     /// What was written and is in no row yet.
-    pub(super) uncommitted: &'a [(Digest, Location, u64)],
-    /// File, offset and size of what has a place in this batch already.
-    pub(super) planned: Vec<(u64, u64, u64)>,
+    pub(super) written: &'a Ranges,
+    /// What has a place in this batch already.
+    pub(super) planned: Ranges,
     /// Rows that were made, to be made files once the transaction is committed.
     pub(super) made: Vec<(FileRow, Target)>,
 }
@@ -44,45 +66,65 @@ impl Places<'_> {
             && let Some(number) = self.blob_file(blob.digest(), blob.manifest().size())?
             && !self.is_taken(number, at.offset, size)?
         {
-            self.add_bytes(number, size)?;
-            self.planned.push((number, at.offset, size));
+            self.grow(number, size);
+            self.planned.insert(number, at.offset, size);
             return Ok((Target::Blob(blob.digest()), at.offset));
         }
-        if let Some((number, length)) = self.segment
-            && let Some(row) = index::file(self.connection, number)?
-            && row.bytes + size <= length
-        {
-            self.add_bytes(number, size)?;
-            return Ok((Target::Segment(number), row.bytes));
+        if let Some(place) = self.append(size) {
+            return Ok(place);
         }
+        // The rows below are to say what has a place already.
+        self.write_grown()?;
         for row in index::open_segments(self.connection, size)? {
             // Only where no process appends; the lock is taken again when the file is opened.
             if !self.is_locked(row.number) {
-                self.segment = Some((row.number, row.length));
-                self.add_bytes(row.number, size)?;
-                return Ok((Target::Segment(row.number), row.bytes));
+                self.segment = Some((&row).into());
+                break;
             }
+        }
+        if let Some(place) = self.append(size) {
+            return Ok(place);
         }
         let row = self.make(None, self.room.segment_length(size))?;
         let target = Target::Segment(row.number);
-        self.segment = Some((row.number, row.length));
-        self.add_bytes(row.number, size)?;
+        self.segment = Some((&row).into());
         self.made.push((row, target));
-        Ok((target, 0))
+        Ok(self.append(size).unwrap_or((target, 0)))
+    }
+
+    /// The end of the segment in use, if it has room.
+    fn append(&mut self, size: u64) -> Option<(Target, u64)> {
+        let segment = self.segment.as_mut()?;
+        let offset = segment.bytes;
+        if offset.checked_add(size)? > segment.length {
+            return None;
+        }
+        segment.bytes += size;
+        let number = segment.number;
+        self.grow(number, size);
+        Some((Target::Segment(number), offset))
+    }
+
+    fn grow(&mut self, number: u64, size: u64) {
+        *self.grown.entry(number).or_default() += size;
+    }
+
+    /// Writes to the rows what files have grown by. To be called at the end.
+    pub(super) fn write_grown(&mut self) -> rusqlite::Result<()> {
+        for (number, size) in self.grown.drain() {
+            self.connection
+                .prepare_cached("UPDATE files SET bytes = bytes + ? WHERE number = ?")?
+                .execute(params![index::signed(size)?, index::signed(number)?])?;
+        }
+        Ok(())
     }
 
     /// Whether another chunk has a range of a file, as when two remotes cut a blob differently: written ranges never
     /// change.
     fn is_taken(&self, number: u64, offset: u64, size: u64) -> rusqlite::Result<bool> {
-        let overlaps = |at: u64, len: u64| at < offset + size && at + len > offset;
-        let written = self.uncommitted.iter();
-        let mut written = written.filter(|(_, location, _)| location.file == number);
-        let mut planned = self.planned.iter().filter(|(file, ..)| *file == number);
-        Ok(
-            written.any(|(_, location, len)| overlaps(location.offset, *len))
-                || planned.any(|(_, at, len)| overlaps(*at, *len))
-                || index::is_taken(self.connection, number, offset, size)?,
-        )
+        Ok(self.written.overlap(number, offset, size)
+            || self.planned.overlap(number, offset, size)
+            || index::is_taken(self.connection, number, offset, size)?)
     }
 
     /// The number of a blob's file, made if there is none; `None` when another process writes to it.
@@ -116,13 +158,6 @@ impl Places<'_> {
             bytes: 0,
             stamp: None,
         })
-    }
-
-    fn add_bytes(&self, number: u64, size: u64) -> rusqlite::Result<()> {
-        self.connection
-            .prepare_cached("UPDATE files SET bytes = bytes + ? WHERE number = ?")?
-            .execute(params![index::signed(size)?, index::signed(number)?])?;
-        Ok(())
     }
 
     fn is_locked(&self, number: u64) -> bool {

@@ -169,10 +169,7 @@ mod tests {
     use super::*;
 
     fn connection(files: &[(u64, u64)]) -> Connection {
-        let connection = Connection::open_in_memory().unwrap();
-        connection
-            .execute_batch(include_str!("../../migrations/0001-first.sql"))
-            .unwrap();
+        let connection = index::in_memory(usize::MAX);
         for (bytes, used_at) in files {
             connection
                 .execute(

@@ -40,7 +40,7 @@ counters! {
     EvictedBytes "evicted_bytes" "Bytes of data files that were evicted"
     DamagedChunks "damaged_chunks" "Chunks on disk found damaged"
     RejectedObjects "rejected_objects" "Objects from a remote that were not what their digest says"
-    Unwritten "unwritten" "Chunks that were not written because there was no room or the disk failed"
+    Unwritten "unwritten" "Chunks that were not written because there was no room, or the disk failed or was too slow"
     OfflineMisses "offline_misses" "Objects that were not cached while offline"
     SequentialBytes "prefetch_sequential_bytes" "Bytes fetched ahead of readers who go through a file in order"
     SequentialUsed "prefetch_sequential_used_bytes" "Of those, bytes of chunks that were read"

@@ -15,6 +15,7 @@ use tokio::sync::oneshot;
 
 use super::{
     Blob, CacheError, Config, DataFile, Quota, Stats,
+    backlog::{Backlog, Queued},
     index::{self, Index, Location},
     memory::Share,
     open_files::OpenFiles,
@@ -33,6 +34,9 @@ pub(super) struct Store {
     pub(super) files: OpenFiles,
     pub(super) stats: Arc<Stats>,
     pub(super) min_free: Quota,
+    pub(super) backlog: Arc<Backlog>,
+    /// Whether what is fetched waits for a slow disk, and is not left out.
+    pub(super) waits_for_disk: bool,
     /// In bytes, as it was when this process looked last.
     quota: AtomicU64,
     /// When it was last said that the index cannot be read, in seconds since 1970.
@@ -86,6 +90,7 @@ pub(super) struct NewChunk {
     pub(super) position: usize,
     /// Given back once it is written.
     pub(super) _share: Share,
+    pub(super) _queued: Queued,
 }
 
 impl Store {
@@ -103,6 +108,8 @@ impl Store {
             index,
             stats,
             min_free: config.min_free,
+            backlog: Arc::new(Backlog::new()),
+            waits_for_disk: config.waits_for_disk,
             quota: AtomicU64::new(u64::MAX),
             complained_at: AtomicU64::new(0),
             pending: Mutex::default(),

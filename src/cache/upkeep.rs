@@ -16,6 +16,8 @@ use super::{
 
 /// Counters and last uses are stored this often.
 const HOUSEKEEPING: Duration = Duration::from_secs(5);
+/// A log of more bytes is brought into the index, though nothing in it need be synced.
+const LOG_MAX: u64 = 4 << 20;
 
 // What the writer does beside writing: keeping the quota, and the index in step with the files.
 impl Writer {
@@ -50,6 +52,9 @@ impl Writer {
         if let Err(error) = index::vacuum(&self.connection) {
             tracing::debug!(%error, "the index was not shrunk");
         }
+        if store.index.log_len() > LOG_MAX {
+            self.note_unsynced(0);
+        }
         // What another process has evicted takes up room for as long as it is open here.
         store.files.close_unlinked();
     }
@@ -67,6 +72,7 @@ impl Writer {
     pub(super) fn remove(&mut self, victims: &[Victim]) {
         for victim in victims {
             self.let_go(victim.number);
+            self.written.remove(victim.number);
             self.store.files.remove(victim.number);
             self.store.stats.add(Counter::EvictedBytes, victim.bytes);
             self.unlink(victim.number);
@@ -81,7 +87,10 @@ impl Writer {
             }
             there
         });
-        self.unsynced.retain(|number, _| !gone.contains(number));
+        self.changed.retain(|number, _| !gone.contains(number));
+        self.unsynced
+            .files
+            .retain(|number, _| !gone.contains(number));
     }
 
     fn unlink(&self, number: u64) {

@@ -10,14 +10,16 @@ use super::{
     CacheError, Counter, DataFile,
     index::{self, Location, PROMISED, WRITER_WAITS},
     placing::Places,
+    ranges::Ranges,
     rows::Row,
     space::{self, Room, Victim},
     store::{Command, NewChunk, Pending, Store},
+    syncing::{Round, Syncer},
     writing::{OpenForWriting, Plan, Planned, Segment},
 };
 use crate::model::Digest;
 
-/// Chunks are synced and committed at the latest after this time …
+/// Chunks are committed at the latest after this time …
 const COMMIT_AFTER: Duration = Duration::from_millis(500);
 /// … or this many bytes.
 const COMMIT_BYTES: u64 = 64 << 20;
@@ -29,7 +31,7 @@ const MAX_BATCH: usize = 512;
 /// The one thread of a process that writes to the cache directory.
 ///
 /// A chunk passes three points: its room is reserved in the index (which may evict), its bytes are written and can be
-/// read from the mapping by this process, and after a sync a row of the index names it.
+/// read from the mapping by this process, and a row of the index names it. It is synced some seconds later ([`Syncer`]).
 pub(super) struct Writer {
     pub(super) store: Arc<Store>,
     pub(super) connection: Connection,
@@ -40,10 +42,21 @@ pub(super) struct Writer {
     /// Written, not committed.
     pub(super) uncommitted: Vec<(Digest, Location, u64)>,
     pub(super) uncommitted_bytes: u64,
+    /// Where that was written.
+    pub(super) written: Ranges,
     pub(super) oldest: Option<Instant>,
     /// Files that were written to since the last commit.
-    pub(super) unsynced: HashMap<u64, Arc<DataFile>>,
-    pub(super) new_files: bool,
+    pub(super) changed: HashMap<u64, Arc<DataFile>>,
+    pub(super) syncer: Syncer,
+    /// What the next round of syncs has.
+    pub(super) unsynced: Round,
+    pub(super) unsynced_bytes: u64,
+    /// When the first of it was written, or a row.
+    pub(super) unsynced_since: Option<Instant>,
+    /// Bytes that this process has written.
+    pub(super) written_bytes: u64,
+    /// Whether a sync was asked for.
+    pub(super) promised: bool,
     pub(super) counted: Vec<u64>,
     paused_until: Option<Instant>,
     pub(super) housekeeping_at: Instant,
@@ -53,6 +66,7 @@ impl Writer {
     pub(super) fn new(store: Arc<Store>) -> Result<Self, CacheError> {
         let connection = store.index.connect()?;
         Ok(Self {
+            syncer: Syncer::start(Arc::clone(&store))?,
             counted: vec![0; store.stats.iter().count()],
             store,
             connection,
@@ -60,9 +74,14 @@ impl Writer {
             blob_files: HashMap::new(),
             uncommitted: Vec::new(),
             uncommitted_bytes: 0,
+            written: Ranges::default(),
             oldest: None,
-            unsynced: HashMap::new(),
-            new_files: false,
+            changed: HashMap::new(),
+            unsynced: Round::default(),
+            unsynced_bytes: 0,
+            unsynced_since: None,
+            written_bytes: 0,
+            promised: false,
             paused_until: None,
             housekeeping_at: Instant::now(),
         })
@@ -78,6 +97,7 @@ impl Writer {
             });
             match commands.recv_timeout(deadline.saturating_duration_since(now)) {
                 Ok(first) => {
+                    self.store.backlog.note_progress();
                     let mut batch = vec![first];
                     while batch.len() < MAX_BATCH
                         && let Ok(command) = commands.try_recv()
@@ -97,16 +117,14 @@ impl Writer {
             if due || self.uncommitted_bytes >= COMMIT_BYTES {
                 self.commit();
             }
+            self.sync_if_due();
             if Instant::now() >= self.housekeeping_at {
                 self.housekeeping();
             }
         }
         self.commit();
         self.housekeeping();
-        // The last of all processes leaves no log behind: what is in it alone is not on the disk yet.
-        if let Err(error) = self.store.index.end_log(&self.connection) {
-            tracing::debug!(%error, "the log of the index stays");
-        }
+        self.end();
     }
 
     /// Whether to go on.
@@ -156,8 +174,9 @@ impl Writer {
                 .write_within(wait, &mut self.connection, |connection| {
                     rows.iter().try_for_each(|row| row.write(connection))
                 });
-            if let Err(error) = written {
-                tracing::warn!(%error, "not written to the index");
+            match written {
+                Ok(()) => self.note_unsynced(0),
+                Err(error) => tracing::warn!(%error, "not written to the index"),
             }
         }
         for file in verified.values() {
@@ -171,9 +190,13 @@ impl Writer {
         }
         if !syncs.is_empty() {
             self.commit_within(PROMISED);
+            self.promised = true;
             for sync in syncs {
-                let _ = sync.send(());
+                self.unsynced.told.push(Box::new(move || {
+                    let _ = sync.send(());
+                }));
             }
+            self.sync();
         }
         go_on
     }
@@ -183,6 +206,7 @@ impl Writer {
         if self
             .paused_until
             .is_some_and(|until| Instant::now() < until)
+            || self.is_behind()
         {
             self.give_up(left);
             return;
@@ -240,7 +264,7 @@ impl Writer {
     /// no room.
     fn reserve(&mut self, left: &mut Vec<NewChunk>) -> Result<Option<Plan>, CacheError> {
         let store = Arc::clone(&self.store);
-        let segment = self.segment.as_ref().map(|s| (s.number, s.length));
+        let segment = self.segment.as_ref().map(|segment| segment.number);
         let blob_files = self.blob_files.values();
         let locked = blob_files.map(|open| open.file.number()).collect();
         let mut taken = 0;
@@ -259,14 +283,20 @@ impl Writer {
             let Some(victims) = space::make_room(connection, &room, need, uses)? else {
                 return Ok(None);
             };
+            // It may have been evicted, or take no more.
+            let segment = match segment {
+                Some(number) => index::file(connection, number)?,
+                None => None,
+            };
             let mut plan = Places {
                 connection,
                 store: &store,
                 room,
-                segment,
+                segment: segment.as_ref().map(Into::into),
+                grown: HashMap::new(),
                 locked,
-                uncommitted: &self.uncommitted,
-                planned: Vec::new(),
+                written: &self.written,
+                planned: Ranges::default(),
                 made: Vec::new(),
             };
             let places = left
@@ -274,6 +304,7 @@ impl Writer {
                 .take(taken)
                 .map(|chunk| plan.place(chunk))
                 .collect::<rusqlite::Result<Vec<_>>>()?;
+            plan.write_grown()?;
             Ok(Some((places, plan.made, victims)))
         })?;
         let Some((places, made, victims)) = result else {
@@ -295,8 +326,8 @@ impl Writer {
         }))
     }
 
-    /// Syncs what was written and names it in the index.
-    fn commit(&mut self) {
+    /// Names what was written in the index.
+    pub(super) fn commit(&mut self) {
         self.commit_within(WRITER_WAITS);
     }
 
@@ -304,28 +335,12 @@ impl Writer {
     fn commit_within(&mut self, wait: Duration) {
         self.oldest = None;
         self.uncommitted_bytes = 0;
+        self.written.clear();
         let uncommitted = std::mem::take(&mut self.uncommitted);
-        let unsynced = std::mem::take(&mut self.unsynced);
+        let changed = std::mem::take(&mut self.changed);
         self.blob_files.clear();
-        let mut synced = HashMap::new();
-        for (number, file) in unsynced {
-            match file.file().sync_data() {
-                Ok(()) => {
-                    synced.insert(number, file);
-                }
-                Err(error) => {
-                    // What the kernel has of it may not be what the disk has, so it is verified before it is served.
-                    tracing::warn!(path = ?self.store.files.path(number), %error, "sync failed");
-                    file.distrust();
-                    self.pause();
-                }
-            }
-        }
-        if std::mem::take(&mut self.new_files)
-            && let Err(error) = self.store.files.sync()
-        {
-            tracing::warn!(%error, "the directory of the data files cannot be synced");
-            synced.clear();
+        if uncommitted.is_empty() && changed.is_empty() {
+            return;
         }
         let committed = self
             .store
@@ -333,7 +348,7 @@ impl Writer {
             .write_within(wait, &mut self.connection, |connection| {
                 let mut there = HashSet::new();
                 let mut evicted = Vec::new();
-                for (number, file) in &synced {
+                for (number, file) in &changed {
                     if index::file(connection, *number)?.is_none() {
                         evicted.push(Victim {
                             number: *number,
@@ -355,7 +370,10 @@ impl Writer {
             });
         match committed {
             // Another process evicted them, perhaps before they were made.
-            Ok(evicted) => self.remove(&evicted),
+            Ok(evicted) => {
+                self.unsynced.files.extend(changed);
+                self.remove(&evicted);
+            }
             Err(error) => {
                 tracing::warn!(%error, "written chunks could not be named in the index");
             }

@@ -14,7 +14,6 @@ use crate::model::Digest;
 
 pub(super) struct Segment {
     pub(super) number: u64,
-    pub(super) length: u64,
     open: OpenForWriting,
 }
 
@@ -82,6 +81,7 @@ impl Writer {
         let mut written = Vec::with_capacity(planned.len());
         let mut failed = Vec::new();
         for Planned { chunk, offset, .. } in planned {
+            self.store.backlog.note_progress();
             match file.file().write_all_at(&chunk.bytes, offset) {
                 Ok(()) => written.push((chunk, offset)),
                 Err(error) => {
@@ -108,11 +108,13 @@ impl Writer {
             self.store
                 .set_pending(chunk.digest, Pending::Written(location, size));
             self.uncommitted.push((chunk.digest, location, size));
+            self.written.insert(location.file, offset, size);
             self.uncommitted_bytes += size;
             self.store.stats.add(Counter::WrittenBytes, size);
+            self.note_unsynced(size);
         }
         self.oldest.get_or_insert_with(Instant::now);
-        self.unsynced.insert(file.number(), Arc::clone(file));
+        self.changed.insert(file.number(), Arc::clone(file));
         self.give_up(failed);
     }
 
@@ -120,7 +122,7 @@ impl Writer {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL;
         let made = self.store.files.open_raw(row.number, flags)?;
         made.set_len(row.length)?;
-        self.new_files = true;
+        self.unsynced.new_files = true;
         let open = self
             .open_for_writing(row)?
             .ok_or(io::ErrorKind::WouldBlock)?;
@@ -130,7 +132,6 @@ impl Writer {
             Target::Segment(_) => {
                 self.segment = Some(Segment {
                     number: row.number,
-                    length: row.length,
                     open,
                 });
             }
@@ -159,11 +160,7 @@ impl Writer {
         let row = index::file(&self.connection, number).ok()??;
         let open = self.open_for_writing(&row).ok()??;
         let file = Arc::clone(&open.file);
-        self.segment = Some(Segment {
-            number,
-            length: row.length,
-            open,
-        });
+        self.segment = Some(Segment { number, open });
         Some(file)
     }
 

@@ -60,7 +60,7 @@ pub(super) struct Args {
 pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     runtime::log_to_stderr();
     runtime::block_on(async {
-        let cache = open::resized_cache(&args.cache, &args.remotes)?;
+        let cache = open::keeping_cache(&args.cache, &args.remotes)?;
         let fetched = fetch(args, &cache).await;
         cache.sync().await;
         tokio::task::spawn_blocking(move || cache.close()).await?;

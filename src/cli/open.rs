@@ -7,7 +7,7 @@ use super::{
     paths,
 };
 use crate::{
-    cache::{Cache, CacheError},
+    cache::{Cache, CacheError, Config},
     model::{Digest, Directory, Name, Node, RootRef, SizeRule},
     remote::{self, Chain, Patience, Policy, RemoteError},
 };
@@ -33,6 +33,15 @@ pub(super) fn cache(cache: &CacheArgs, remotes: &RemoteArgs) -> anyhow::Result<A
 /// The same, and from now on it has the size that was asked for.
 pub(super) fn resized_cache(cache: &CacheArgs, remotes: &RemoteArgs) -> anyhow::Result<Arc<Cache>> {
     Ok(Cache::open(&cache.config(true), chain(remotes)?)?)
+}
+
+/// The same, for what is to keep all that it fetches.
+pub(super) fn keeping_cache(cache: &CacheArgs, remotes: &RemoteArgs) -> anyhow::Result<Arc<Cache>> {
+    let config = Config {
+        waits_for_disk: true,
+        ..cache.config(true)
+    };
+    Ok(Cache::open(&config, chain(remotes)?)?)
 }
 
 /// The node that a root stands for. A digest is a directory, and it must be there.

@@ -130,3 +130,26 @@ fn a_size_is_set_by_who_fills_the_cache() {
     assert!(told.contains("17.00 MiB"), "{told}");
     eventually("it has the new quota", || quota() == 17 << 20);
 }
+
+/// Nothing started any more, and no way out was told.
+#[test]
+#[ignore = "needs /dev/fuse"]
+fn a_damaged_header_costs_what_was_cached() {
+    for damage in [
+        |index: &mut Vec<u8>| index[..100].fill(0xff),
+        |index: &mut Vec<u8>| index.truncate(50),
+        Vec::clear,
+    ] {
+        let (scratch, digest) = filled("cache");
+        // Somebody has it open.
+        let mount = scratch.mount([digest.as_str()]);
+        let path = scratch.path("cache/index.sqlite");
+        let mut index = fs::read(&path).unwrap();
+        damage(&mut index);
+        fs::write(&path, index).unwrap();
+        scratch.ok(["fetch", &digest]);
+        tree::assert_equal(&scratch.path("source"), &mount.path);
+        mount.stop();
+        is_read(&scratch, &digest, "cache");
+    }
+}

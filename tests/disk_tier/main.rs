@@ -5,6 +5,7 @@
 //! - `index`: an index that is held, cannot be written, or is gone
 //! - `directory`: the directory is moved or emptied, or has files of others
 //! - `medium`: bytes that change below the filesystem
+//! - `slow`: a disk that hangs, or fails to sync
 
 #![allow(
     clippy::unwrap_used,
@@ -18,6 +19,7 @@ mod directory;
 mod disk;
 mod index;
 mod medium;
+mod slow;
 #[path = "../support/mod.rs"]
 mod support;
 

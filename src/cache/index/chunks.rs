@@ -132,7 +132,7 @@ pub(in crate::cache) fn chunks_in(
         .collect()
 }
 
-/// Whether a committed chunk lies in a range of a file.
+/// Whether a committed chunk lies in a range of a file. Chunks do not overlap, so the last one that begins before the range's end says it.
 pub(in crate::cache) fn is_taken(
     connection: &Connection,
     number: u64,
@@ -141,9 +141,15 @@ pub(in crate::cache) fn is_taken(
 ) -> rusqlite::Result<bool> {
     connection
         .prepare_cached(
-            "SELECT 1 FROM chunks WHERE file = ?1 AND offset < ?2 + ?3 AND offset + size > ?2",
+            "SELECT offset + size FROM chunks WHERE file = ? AND offset < ? \
+             ORDER BY offset DESC LIMIT 1",
         )?
-        .exists(params![signed(number)?, signed(offset)?, signed(size)?])
+        .query_row(
+            params![signed(number)?, signed(offset.saturating_add(size))?],
+            |row| unsigned(row, 0),
+        )
+        .optional()
+        .map(|end| end.is_some_and(|end| end > offset))
 }
 
 /// Takes care that nothing is written to a file any more: what takes the place of a damaged chunk goes elsewhere.

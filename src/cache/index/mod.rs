@@ -12,13 +12,14 @@ mod totals;
 mod unchanging;
 
 use std::{
+    ffi::OsStr,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
-    sync::{Mutex, PoisonError},
+    sync::{Condvar, Mutex, MutexGuard, PoisonError},
     time::{Duration, SystemTime},
 };
 
-use rusqlite::{Connection, OpenFlags, TransactionBehavior};
+use rusqlite::{Connection, OpenFlags, TransactionBehavior, config::DbConfig};
 
 pub(super) use self::{
     chunks::{
@@ -35,6 +36,8 @@ pub(super) use self::{
         vacuum,
     },
 };
+#[cfg(test)]
+pub(super) use self::{schema::in_memory, totals::sum};
 use self::{
     schema::{Unprepared, index_error},
     unchanging::Unchanging,
@@ -50,8 +53,8 @@ pub(super) const PROMISED: Duration = Duration::from_secs(20);
 pub(super) const NO_LOSS: Duration = Duration::from_millis(100);
 /// A reader waits for nobody but a process that just recovers the log of one that died.
 const READER_WAITS: Duration = Duration::from_millis(500);
-/// Connections that are kept for the next reader.
-const KEPT_READERS: usize = 8;
+/// Connections for readers, at the most: a query is short, and making a connection, which reads the schema, takes longer than waiting for one.
+const MOST_READERS: usize = 16;
 
 /// The cache's `SQLite` database.
 #[derive(Debug)]
@@ -61,8 +64,33 @@ pub(super) struct Index {
     identity: Option<(u64, u64)>,
     /// What is read where nothing can be written.
     unchanging: Option<Unchanging>,
-    /// Idle connections. The lock is held to take or to return one only.
-    readers: Mutex<Vec<Connection>>,
+    /// The lock is held to take or to return one only.
+    readers: Mutex<Readers>,
+    /// Told when one was returned.
+    returned: Condvar,
+}
+
+/// Connections for readers.
+#[derive(Debug, Default)]
+struct Readers {
+    idle: Vec<Connection>,
+    in_use: usize,
+}
+
+/// The right to one connection, given back when this is dropped, with the connection if it is there.
+struct Lent<'a> {
+    index: &'a Index,
+    connection: Option<Connection>,
+}
+
+impl Drop for Lent<'_> {
+    fn drop(&mut self) {
+        let mut readers = self.index.readers();
+        readers.in_use -= 1;
+        readers.idle.extend(self.connection.take());
+        drop(readers);
+        self.index.returned.notify_one();
+    }
 }
 
 impl Index {
@@ -83,6 +111,7 @@ impl Index {
             path,
             unchanging,
             readers: Mutex::default(),
+            returned: Condvar::new(),
         })
     }
 
@@ -96,29 +125,25 @@ impl Index {
         connect_writer(&self.path, OpenFlags::empty()).map_err(|error| self.error(error))
     }
 
-    /// Runs a query on a connection of its own, which cannot write. Blocks for as long as the disk does.
+    /// Runs a query on a connection of its own, which cannot write. Blocks for as long as the disk does. No query may be run within another.
     pub(super) fn read<T>(
         &self,
         query: impl FnOnce(&Connection) -> rusqlite::Result<T>,
     ) -> Result<T, CacheError> {
-        let idle = self
-            .readers
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .pop();
+        let mut lent = self.lend();
         let connect = || match &self.unchanging {
             // Another one may have been made at the place of this, whose data files are not those that are open here.
             None if identity(&self.path) != self.identity => Err(gone()),
             None => connect_reader(&self.path, false),
             Some(unchanging) => connect_reader(unchanging.path(), true),
         };
-        let connection = match idle {
+        let connection = match lent.connection.take() {
             Some(connection) => connection,
             None => connect().map_err(|error| self.error(error))?,
         };
         let result = query(&connection).map_err(|error| self.error(error))?;
         // One that has failed is not used again.
-        self.keep(connection);
+        lent.connection = Some(connection);
         Ok(result)
     }
 
@@ -151,19 +176,34 @@ impl Index {
 
     /// Brings what is in the log into the database, as far as no other process reads or writes.
     pub(super) fn end_log(&self, connection: &Connection) -> rusqlite::Result<()> {
-        self.readers
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clear();
+        self.readers().idle.clear();
         connection.busy_timeout(NO_LOSS)?;
-        connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))
+        connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))?;
+        // The last connection removes it.
+        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false)?;
+        Ok(())
     }
 
-    fn keep(&self, connection: Connection) {
-        let mut readers = self.readers.lock().unwrap_or_else(PoisonError::into_inner);
-        if readers.len() < KEPT_READERS {
-            readers.push(connection);
+    /// Bytes of the log.
+    pub(super) fn log_len(&self) -> u64 {
+        std::fs::metadata(unchanging::log_of(&self.path)).map_or(0, |log| log.len())
+    }
+
+    /// Waits while as many as may be are in use.
+    fn lend(&self) -> Lent<'_> {
+        let mut readers = self
+            .returned
+            .wait_while(self.readers(), |readers| readers.in_use >= MOST_READERS)
+            .unwrap_or_else(PoisonError::into_inner);
+        readers.in_use += 1;
+        Lent {
+            index: self,
+            connection: readers.idle.pop(),
         }
+    }
+
+    fn readers(&self) -> MutexGuard<'_, Readers> {
+        self.readers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn error(&self, cause: rusqlite::Error) -> CacheError {
@@ -198,8 +238,21 @@ fn connect_writer(path: &Path, create: OpenFlags) -> rusqlite::Result<Connection
     connection.pragma_update(None, "synchronous", "NORMAL")?;
     connection.pragma_update(None, "foreign_keys", "ON")?;
     connection.pragma_update(None, "journal_size_limit", 4 << 20)?;
+    // Whoever commits does not wait for the disk: `syncing` does, and at the end `Index::end_log`.
+    connection.pragma_update(None, "wal_autocheckpoint", 0)?;
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
     connection.set_prepared_statement_cache_capacity(64);
     Ok(connection)
+}
+
+/// Syncs what was committed, and brings it from the log into the database as far as nobody reads. Waits for no other process.
+pub(super) fn sync(connection: &Connection) -> rusqlite::Result<()> {
+    connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))
+}
+
+/// The number that a data file has by its name.
+pub(super) fn file_number(name: &OsStr) -> Option<u64> {
+    u64::from_str_radix(name.to_str()?, 16).ok()
 }
 
 /// Device and inode of a file.
@@ -251,13 +304,32 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_database_is_an_error() {
+    fn a_new_one_takes_the_place_of_what_is_no_database() {
         let dir = tempfile::tempdir().unwrap();
-        std::fs::write(dir.path().join("index.sqlite"), vec![b'x'; 8192]).unwrap();
-        assert!(matches!(
-            Index::open(dir.path()),
-            Err(CacheError::Index { .. })
-        ));
+        let old = Index::open(dir.path()).unwrap();
+        let writer = old.connect().unwrap();
+        // What is in the log is not to be taken for the new one's. (One that has every page is a whole database.)
+        sync(&writer).unwrap();
+        set_meta(&writer, "quota", 5).unwrap();
+        let path = dir.path().join("index.sqlite");
+        let log = std::fs::read(dir.path().join("index.sqlite-wal")).unwrap();
+        assert!(!log.is_empty());
+        drop((old, writer));
+        std::fs::create_dir(dir.path().join("data")).unwrap();
+        std::fs::write(dir.path().join("data/00000000000000ff"), b"old").unwrap();
+        for damaged in [vec![b'x'; 8192], b"SQLite format 3\0".to_vec(), Vec::new()] {
+            std::fs::write(&path, damaged).unwrap();
+            std::fs::write(dir.path().join("index.sqlite-wal"), &log).unwrap();
+            let index = Index::open(dir.path()).unwrap();
+            assert_eq!(
+                index.read(|connection| meta(connection, "quota")).unwrap(),
+                None
+            );
+            let writer = index.connect().unwrap();
+            let insert = "INSERT INTO files (length, bytes, used_at) VALUES (1, 1, 0)";
+            writer.execute(insert, []).unwrap();
+            assert!(writer.last_insert_rowid() > 0xff, "a number is used again");
+        }
     }
 
     #[test]

@@ -120,7 +120,10 @@ pub(in crate::cache) fn insert_directory(
     encoded: &[u8],
 ) -> rusqlite::Result<()> {
     connection
-        .prepare_cached("INSERT OR REPLACE INTO directories (digest, encoded) VALUES (?, ?)")?
+        .prepare_cached(
+            "INSERT INTO directories (digest, encoded) VALUES (?, ?) \
+             ON CONFLICT (digest) DO UPDATE SET encoded = excluded.encoded",
+        )?
         .execute(params![digest.as_bytes(), encoded])?;
     Ok(())
 }

@@ -24,9 +24,14 @@ pub(in crate::cache) fn set_meta(
 
 /// Bytes of all data files, written or reserved; for each, a block of the filesystem that may be filled in part.
 pub(in crate::cache) fn data_bytes(connection: &Connection) -> rusqlite::Result<u64> {
+    sum(connection, "data_bytes")
+}
+
+/// A row of `sums`.
+pub(in crate::cache) fn sum(connection: &Connection, key: &str) -> rusqlite::Result<u64> {
     connection
-        .prepare_cached("SELECT coalesce(sum(bytes + 4096), 0) FROM files")?
-        .query_row([], |row| unsigned(row, 0))
+        .prepare_cached("SELECT value FROM sums WHERE key = ?")?
+        .query_row([key], |row| unsigned(row, 0))
 }
 
 /// As [`data_bytes`], of files that were last used before a time.
@@ -87,16 +92,11 @@ pub(in crate::cache) fn vacuum(connection: &Connection) -> rusqlite::Result<()> 
 
 /// What the index itself knows of [`Usage`].
 pub(in crate::cache) fn usage(connection: &Connection) -> rusqlite::Result<Usage> {
-    let count = |table: &str| {
-        connection.query_row(&format!("SELECT count(*) FROM {table}"), [], |row| {
-            unsigned(row, 0)
-        })
-    };
     Ok(Usage {
         data_bytes: data_bytes(connection)?,
-        files: count("files")?,
-        chunks: count("chunks")?,
-        directories: count("directories")?,
+        files: sum(connection, "files")?,
+        chunks: sum(connection, "chunks")?,
+        directories: sum(connection, "directories")?,
         ..Usage::default()
     })
 }

@@ -63,7 +63,7 @@ impl Unchanging {
 }
 
 /// The write-ahead log of a database.
-fn log_of(path: &Path) -> PathBuf {
+pub(super) fn log_of(path: &Path) -> PathBuf {
     let mut log = path.as_os_str().to_owned();
     log.push("-wal");
     log.into()

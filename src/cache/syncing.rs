@@ -1,0 +1,268 @@
+//! Syncing what was written, on a thread of its own: neither the writer nor a reader waits for a slow disk. No reader relies on a sync,
+//! since after a reboot every byte is verified before it is served; what is synced outlasts a power cut.
+
+use std::{
+    collections::HashMap,
+    io,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+        mpsc,
+    },
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use rusqlite::Connection;
+
+use super::{
+    CacheError, DataFile,
+    index::{self, PROMISED},
+    space::{self, Victim},
+    store::Store,
+    writer::Writer,
+};
+
+/// A round begins at the latest so long after something was written …
+const SYNC_AFTER: Duration = Duration::from_secs(5);
+/// … or after so many bytes of data files.
+const SYNC_BYTES: u64 = 128 << 20;
+/// A process that wrote less, in bytes, and was asked for no sync leaves it to the kernel.
+const SYNC_AT_END: u64 = 1 << 20;
+/// From so many files on, one sync of the whole filesystem costs less.
+const MANY_FILES: usize = 32;
+
+/// What is told of the end of a round.
+pub(super) type Told = Box<dyn FnOnce() + Send>;
+
+/// The thread that syncs. It ends when this is dropped, after the rounds that it was given.
+pub(super) struct Syncer {
+    rounds: mpsc::Sender<Round>,
+    shared: Arc<Shared>,
+    thread: JoinHandle<()>,
+}
+
+#[derive(Default)]
+struct Shared {
+    /// Rounds that have not ended.
+    running: AtomicUsize,
+    /// Files that could not be synced, whose rows are gone. The lock is held for a list operation only.
+    failed: Mutex<Vec<Victim>>,
+}
+
+/// What is synced together: data files, then the index.
+#[derive(Default)]
+pub(super) struct Round {
+    pub(super) files: HashMap<u64, Arc<DataFile>>,
+    /// Whether there are new names in the directory of the data files.
+    pub(super) new_files: bool,
+    pub(super) told: Vec<Told>,
+}
+
+impl Syncer {
+    pub(super) fn start(store: Arc<Store>) -> Result<Self, CacheError> {
+        let connection = store.index.connect()?;
+        let shared = Arc::<Shared>::default();
+        let (rounds, receiver) = mpsc::channel();
+        let dir = store.dir.clone();
+        let task = Task {
+            store,
+            connection,
+            shared: Arc::clone(&shared),
+        };
+        let thread = thread::Builder::new()
+            .name("cache-syncer".to_owned())
+            .spawn(move || task.run(&receiver))
+            .map_err(|error| CacheError::io(&dir, error))?;
+        Ok(Self {
+            rounds,
+            shared,
+            thread,
+        })
+    }
+
+    pub(super) fn begin(&self, round: Round) {
+        self.shared.running.fetch_add(1, Ordering::Relaxed);
+        if let Err(mpsc::SendError(round)) = self.rounds.send(round) {
+            // The thread has panicked, which was logged. Nobody is to wait for it.
+            round.told.into_iter().for_each(|told| told());
+        }
+    }
+
+    /// Ends the thread, after the rounds that it was given.
+    pub(super) fn end(self) {
+        drop(self.rounds);
+        if self.thread.join().is_err() {
+            tracing::error!("the syncer of the cache panicked");
+        }
+    }
+
+    pub(super) fn is_busy(&self) -> bool {
+        self.shared.running.load(Ordering::Relaxed) > 0
+    }
+
+    /// Files that could not be synced since this was asked last. The index does not name them any more.
+    pub(super) fn failed(&self) -> Vec<Victim> {
+        std::mem::take(&mut *self.shared.failed())
+    }
+}
+
+impl Shared {
+    fn failed(&self) -> std::sync::MutexGuard<'_, Vec<Victim>> {
+        self.failed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+struct Task {
+    store: Arc<Store>,
+    connection: Connection,
+    shared: Arc<Shared>,
+}
+
+impl Task {
+    fn run(mut self, rounds: &mpsc::Receiver<Round>) {
+        for round in rounds {
+            self.sync(&round);
+            self.shared.running.fetch_sub(1, Ordering::Relaxed);
+            round.told.into_iter().for_each(|told| told());
+        }
+    }
+
+    fn sync(&mut self, round: &Round) {
+        self.give_up(&self.sync_files(round));
+        if round.new_files
+            && let Err(error) = self.store.files.sync()
+        {
+            // What has no name after a power cut is fetched again.
+            tracing::warn!(%error, "the directory of the data files cannot be synced");
+        }
+        if let Err(error) = index::sync(&self.connection) {
+            tracing::warn!(%error, "the index cannot be synced");
+        }
+    }
+
+    /// The files that could not be synced.
+    fn sync_files<'a>(&self, round: &'a Round) -> Vec<&'a Arc<DataFile>> {
+        if round.files.len() >= MANY_FILES {
+            return match self.store.files.sync_filesystem() {
+                Ok(()) => Vec::new(),
+                Err(error) => {
+                    tracing::warn!(dir = ?self.store.dir, %error, "sync failed");
+                    round.files.values().collect()
+                }
+            };
+        }
+        let is_failed = |file: &&Arc<DataFile>| {
+            let synced = file.file().sync_data();
+            // There is no place where it could lie.
+            let synced = synced.or_else(|error| match file.is_unlinked() {
+                true => Ok(()),
+                false => Err(error),
+            });
+            let failed = |error: io::Error| {
+                tracing::warn!(path = ?self.store.files.path(file.number()), %error, "sync failed");
+            };
+            synced.map_err(failed).is_err()
+        };
+        round.files.values().filter(is_failed).collect()
+    }
+
+    /// What the kernel has of a file may not be what the disk has, and a second sync would say that all is well: such a file is
+    /// given up.
+    fn give_up(&mut self, files: &[&Arc<DataFile>]) {
+        if files.is_empty() {
+            return;
+        }
+        let gone = self
+            .store
+            .index
+            .write_within(PROMISED, &mut self.connection, |connection| {
+                let mut numbers = files.iter().map(|file| file.number());
+                numbers.try_for_each(|number| space::delete_file(connection, number))
+            });
+        if let Err(error) = gone {
+            tracing::warn!(%error, "not written to the index");
+        }
+        for file in files {
+            file.distrust();
+            self.shared.failed().push(Victim {
+                number: file.number(),
+                bytes: 0,
+            });
+        }
+    }
+}
+
+// When the writer has what it wrote synced.
+impl Writer {
+    /// Syncs what was written, unless that is so little that it is no loss.
+    pub(super) fn end(mut self) {
+        if self.written_bytes < SYNC_AT_END && !self.promised {
+            return;
+        }
+        let (told, end) = mpsc::channel();
+        self.unsynced.told.push(Box::new(move || {
+            let _ = told.send(());
+        }));
+        self.sync();
+        if end.recv_timeout(PROMISED).is_err() {
+            tracing::warn!(dir = ?self.store.dir, "the disk of the cache takes too long; what was fetched last may be lost");
+            return;
+        }
+        self.remove_failed();
+        self.syncer.end();
+        // The last of all processes leaves no log behind.
+        if let Err(error) = self.store.index.end_log(&self.connection) {
+            tracing::debug!(%error, "the log of the index stays");
+        }
+    }
+
+    pub(super) fn sync_if_due(&mut self) {
+        self.remove_failed();
+        let is_old = |since: Instant| since.elapsed() >= SYNC_AFTER;
+        let is_due = self.unsynced_bytes >= SYNC_BYTES || self.unsynced_since.is_some_and(is_old);
+        if is_due && !self.syncer.is_busy() {
+            self.sync();
+        }
+    }
+
+    /// Has all that is committed synced.
+    pub(super) fn sync(&mut self) {
+        self.unsynced_bytes = 0;
+        self.unsynced_since = None;
+        self.syncer.begin(std::mem::take(&mut self.unsynced));
+    }
+
+    fn remove_failed(&mut self) {
+        let failed = self.syncer.failed();
+        if !failed.is_empty() {
+            self.remove(&failed);
+            self.pause();
+        }
+    }
+
+    /// Notes that something was written that is to be synced some time.
+    pub(super) fn note_unsynced(&mut self, bytes: u64) {
+        self.unsynced_since.get_or_insert_with(Instant::now);
+        self.unsynced_bytes += bytes;
+        self.written_bytes += bytes;
+    }
+
+    /// Whether the disk is so far behind that nothing more is to be written now. Whoever was promised that all is kept waits for it.
+    pub(super) fn is_behind(&mut self) -> bool {
+        if self.unsynced_bytes < SYNC_BYTES || !self.syncer.is_busy() {
+            return false;
+        }
+        if !self.store.waits_for_disk {
+            return true;
+        }
+        let (told, end) = mpsc::channel();
+        self.unsynced.told.push(Box::new(move || {
+            let _ = told.send(());
+        }));
+        self.commit();
+        self.sync();
+        let _ = end.recv();
+        false
+    }
+}
