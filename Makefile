@@ -2,7 +2,7 @@
 
 CARGO ?= cargo
 
-.PHONY: demo test test-long test-vm lint bench bench-walk bench-remote bench-prefetch bench-virtiofs fuzz deny setup servers programs guest
+.PHONY: demo test test-long test-vm lint bench bench-walk bench-remote bench-prefetch bench-disk bench-virtiofs fuzz deny setup servers programs guest
 
 demo: setup
 	contrib/demo.sh
@@ -44,6 +44,10 @@ bench-remote: setup servers
 # What reading ahead must do over a far link, row by row, beside `rclone mount`. Takes half an hour.
 bench-prefetch: setup servers
 	$(CARGO) bench --locked --bench prefetch
+
+# Filling the disk tier, and starting with one that is full. Takes some minutes and 20 GiB of disk.
+bench-disk: setup
+	$(CARGO) bench --locked --bench disk
 
 # A guest's reads over virtiofs, beside the reference daemon. Takes ten minutes.
 bench-virtiofs: setup guest
