@@ -270,7 +270,7 @@ async fn wrong_bytes_are_neither_served_nor_kept() {
             .contains("damaged at unruly: its bytes have the digest b3:"),
         "{error}"
     );
-    cache.sync().await;
+    cache.sync().await.unwrap();
     assert_eq!(cache.cached_bytes(digest, 700_000).await.unwrap(), 0);
     assert!(cache.stats().get(Counter::RejectedObjects) > 0);
     // One reader's failure is not the next one's.
@@ -325,7 +325,7 @@ async fn damage_on_disk_is_found_and_repaired() {
             .await
             .unwrap();
     }
-    cache.sync().await;
+    cache.sync().await.unwrap();
     // While the cache is open, and between two processes.
     for (open_now, bit) in [(true, 0x10), (false, 0x20)] {
         let running = if open_now {
@@ -346,7 +346,7 @@ async fn damage_on_disk_is_found_and_repaired() {
         }
         if !open_now {
             assert!(running.stats().get(Counter::DamagedChunks) >= 2);
-            running.sync().await;
+            running.sync().await.unwrap();
             // Repaired: nothing is fetched any more.
             let before = running.stats().get(Counter::Misses);
             for content in &files {
@@ -430,7 +430,7 @@ async fn missing_and_shortened_data_files_are_fetched_again() {
             read(&cache, Digest::of(&content), 3_000_000).await.unwrap() == content,
             "{harm}"
         );
-        cache.sync().await;
+        cache.sync().await.unwrap();
         cache.close();
     }
 }
@@ -468,7 +468,7 @@ async fn the_quota_holds() {
             assert!(used <= quota, "{used} bytes after {seed}");
         }
     }
-    cache.sync().await;
+    cache.sync().await.unwrap();
     let (usage, _) = cache.usage().unwrap();
     assert!(usage.data_bytes + usage.other_bytes <= quota, "{usage:?}");
     assert!(usage.data_bytes > quota / 4, "it hardly caches: {usage:?}");
@@ -579,7 +579,7 @@ async fn without_room_it_reads_without_caching() {
     for _ in 0..3 {
         assert!(read(&cache, Digest::of(&content), 3_000_000).await.unwrap() == content);
     }
-    cache.sync().await;
+    cache.sync().await.unwrap();
     assert!(cache.stats().get(Counter::Unwritten) > 0);
     assert_eq!(fs::read_dir(scratch.path("cache/data")).unwrap().count(), 0);
     cache.close();
@@ -843,7 +843,7 @@ async fn a_manifest_that_lies_about_a_size_harms_only_itself() {
         assert!(cache.chunk(&lying, 0).await.is_err());
         assert!(cache.slice_at_hand(&lying, slice).is_none());
         assert!(read(&cache, Digest::of(&content), 700_000).await.unwrap() == content);
-        cache.sync().await;
+        cache.sync().await.unwrap();
     }
     cache.close();
 }
@@ -875,7 +875,7 @@ async fn two_manifests_of_one_blob_do_not_overwrite_each_other() {
         index.execute("DELETE FROM blobs", []).unwrap();
         let blob = cache.blob(digest, size).await.unwrap();
         assert_no_wrong_byte(&cache, &blob, content).await;
-        cache.sync().await;
+        cache.sync().await.unwrap();
         kept.push((cache, blob, content));
     }
     for (cache, blob, content) in &kept {
@@ -900,7 +900,7 @@ async fn names_of_one_remote_are_not_those_of_another() {
     let remote = Unruly::new(&scratch, Duration::ZERO);
     let cache = open(&scratch, &remote);
     assert_eq!(cache.root(&name).await.unwrap(), node);
-    cache.sync().await;
+    cache.sync().await.unwrap();
     cache.close();
     // Away, the name is known from before; at another remote that is away it never was.
     remote.away.store(true, Ordering::SeqCst);

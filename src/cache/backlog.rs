@@ -45,10 +45,7 @@ impl Backlog {
             // Until now it had nothing to do.
             self.note_progress();
         }
-        let idle = self
-            .now()
-            .saturating_sub(self.progress.load(Ordering::Relaxed));
-        if before > limit && u128::from(idle) >= STUCK_AFTER.as_millis() {
+        if self.is_stuck(limit) {
             return None;
         }
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
@@ -56,6 +53,14 @@ impl Backlog {
             backlog: Arc::clone(self),
             bytes,
         })
+    }
+
+    /// Whether the writer is stuck and more than `limit` bytes wait for it.
+    pub(super) fn is_stuck(&self, limit: u64) -> bool {
+        let idle = self
+            .now()
+            .saturating_sub(self.progress.load(Ordering::Relaxed));
+        self.bytes.load(Ordering::Relaxed) > limit && u128::from(idle) >= STUCK_AFTER.as_millis()
     }
 
     fn now(&self) -> u64 {

@@ -1,6 +1,7 @@
 use std::{
     collections::{HashMap, HashSet},
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -18,6 +19,8 @@ use crate::{
 const HUGE: u64 = 200_000;
 /// Encoded directories that are written to the index at once, in bytes.
 const BATCH: usize = 1 << 20;
+/// Readers wait so long for a batch to be written.
+const LONGEST_WAIT: Duration = Duration::from_secs(1);
 
 /// A closure on its way. Whoever waits for a directory gets it as soon as it has arrived.
 #[derive(Default)]
@@ -295,14 +298,25 @@ impl Cache {
         }
     }
 
-    /// Returns when they can be found in the index, so that no more of a closure is in memory than a batch.
+    /// Returns when they can be found in the index, so that no more of a closure is in memory than a batch. Where the writer is stuck they are
+    /// left out: readers wait for them.
     async fn write_directories(&self, directories: Vec<(Digest, Bytes)>) {
         if directories.is_empty() {
             return;
         }
         let (done, written) = oneshot::channel();
-        self.send(Command::Directories(directories, done));
-        let _ = written.await;
+        let waits = self.store.waits_for_disk;
+        let limit = if waits { u64::MAX } else { self.most_queued() };
+        let bytes = directories.iter().map(|(_, encoded)| encoded.len() as u64);
+        let Some(queued) = self.store.backlog.add(bytes.sum(), limit) else {
+            return;
+        };
+        self.send(Command::Directories(directories, queued, done));
+        if waits {
+            let _ = written.await;
+        } else {
+            let _ = tokio::time::timeout(LONGEST_WAIT, written).await;
+        }
     }
 
     /// Whether a closure was found to be one that is not taken as a whole.

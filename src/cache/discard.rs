@@ -13,8 +13,11 @@ pub(super) fn discard(store: &Store, commands: &mpsc::Receiver<Command>) {
                 store.stats.add(Counter::Unwritten, 1);
                 store.remove_pending(chunk.digest);
             }
-            Command::Directories(_, done) | Command::Sync(done) => {
+            Command::Directories(_, _, done) => {
                 let _ = done.send(());
+            }
+            Command::Sync(done) => {
+                let _ = done.send(Ok(()));
             }
             Command::Stop => break,
             Command::Manifest { .. }

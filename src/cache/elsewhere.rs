@@ -2,7 +2,7 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 
-use super::{Blob, Cache, CacheError, ChunkData, Counter, Slice, blob::ONE_CHUNK};
+use super::{Blob, Cache, CacheError, ChunkData, Counter, Slice, blob::ONE_CHUNK, store::IfSlow};
 use crate::{
     model::Digest,
     remote::{RemoteError, Urgency},
@@ -21,7 +21,7 @@ impl Cache {
         if chunk.digest == blob.digest() {
             let share = self.memory.reserve(chunk.size, None).await;
             let bytes = self.assemble(chunk.digest, chunk.size, not_found).await?;
-            return Ok(self.take_in(blob, position, chunk.digest, bytes, share));
+            return Ok(self.take_in(blob, position, chunk.digest, bytes, share, IfSlow::LeaveOut));
         }
         // A blob that was cut here, because the remote does not cut blobs, and of which a part was evicted since.
         let size = blob.manifest().size();

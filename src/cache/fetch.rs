@@ -7,7 +7,7 @@ use super::{
     Blob, Cache, CacheError, Check, ChunkData, Counter,
     blob::known_blob,
     memory::Share,
-    store::{Command, NewChunk, Pending},
+    store::{Command, IfSlow, NewChunk, Pending},
     stream_in::STREAMED,
 };
 use crate::{
@@ -15,7 +15,7 @@ use crate::{
     remote::{RemoteError, Urgency},
 };
 
-/// Somebody who waits in line looks this often whether a reader waits for the same.
+/// Somebody who waits looks this often whether a reader waits for the same, and whether the writer is stuck.
 const LOOK: std::time::Duration = std::time::Duration::from_millis(10);
 
 /// How a chunk was brought that no reader had asked for.
@@ -237,7 +237,7 @@ impl Cache {
             true => None,
             false => self.in_line(chunk.size, urgency).await,
         };
-        let share = self.memory.reserve(chunk.size, ahead).await;
+        let share = self.share(chunk.size, ahead, urgency).await;
         let size = Some(chunk.size);
         self.throttle.pass(chunk.size, urgency, self.opened).await;
         let begun = self.pace().begin(self.opened.elapsed());
@@ -254,7 +254,7 @@ impl Cache {
         }
         let now = self.opened.elapsed();
         self.pace().done(begun, now, bytes.len() as u64);
-        Ok(self.take_in(blob, position, chunk.digest, bytes, share))
+        Ok(self.take_in(blob, position, chunk.digest, bytes, share, IfSlow::LeaveOut))
     }
 
     /// Waits for a place in the line of those for whom no reader waits, until one does.
@@ -270,7 +270,45 @@ impl Cache {
         }
     }
 
-    /// Puts verified bytes into both tiers.
+    /// Waits until bytes may be in flight. A reader waits for no writer that is stuck, which does not take what is fetched then.
+    async fn share(
+        &self,
+        bytes: u64,
+        ahead: Option<OwnedSemaphorePermit>,
+        urgency: &Urgency,
+    ) -> Share {
+        let stuck = async {
+            loop {
+                tokio::time::sleep(LOOK).await;
+                if urgency.is_reader() && self.writer_is_stuck() {
+                    return;
+                }
+            }
+        };
+        tokio::select! {
+            biased;
+            share = self.memory.reserve(bytes, ahead) => share,
+            () = stuck => Share::default(),
+        }
+    }
+
+    fn writer_is_stuck(&self) -> bool {
+        !self.store.waits_for_disk && self.store.backlog.is_stuck(self.most_queued())
+    }
+
+    /// Waits while the writer is stuck.
+    pub(super) async fn writer_gets_on(&self) {
+        while self.writer_is_stuck() {
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    /// Bytes that may wait for a writer that is stuck.
+    pub(super) fn most_queued(&self) -> u64 {
+        self.memory.in_flight_bytes() / 4
+    }
+
+    /// Puts verified bytes into both tiers: into that on disk if it takes them in time.
     pub(super) fn take_in(
         &self,
         blob: &Arc<Blob>,
@@ -278,12 +316,17 @@ impl Cache {
         digest: Digest,
         bytes: Bytes,
         share: Share,
+        if_slow: IfSlow,
     ) -> ChunkData {
         self.stats().add(Counter::FetchedBytes, bytes.len() as u64);
         self.memory.chunks.insert(digest, bytes.clone());
-        let limit = match self.store.waits_for_disk {
-            true => u64::MAX,
-            false => self.memory.in_flight_bytes() / 4,
+        let if_slow = match self.store.waits_for_disk {
+            true => IfSlow::Wait,
+            false => if_slow,
+        };
+        let limit = match if_slow {
+            IfSlow::Wait => u64::MAX,
+            IfSlow::LeaveOut => self.most_queued(),
         };
         let Some(queued) = self.store.backlog.add(bytes.len() as u64, limit) else {
             self.stats().add(Counter::Unwritten, 1);
@@ -298,6 +341,7 @@ impl Cache {
             position,
             _share: share,
             _queued: queued,
+            if_slow,
         }));
         ChunkData::Memory(bytes)
     }

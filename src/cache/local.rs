@@ -38,11 +38,15 @@ impl Cache {
         .await
     }
 
-    /// Returns when all that was fetched before is synced and committed.
-    pub async fn sync(&self) {
+    /// Returns when all that was fetched before is committed and synced. What could not be written is not there.
+    ///
+    /// # Errors
+    /// When the index cannot be synced.
+    pub async fn sync(&self) -> Result<(), CacheError> {
         let (done, synced) = oneshot::channel();
         self.send(Command::Sync(done));
-        let _ = synced.await;
+        // Nobody answers after `close`, which has synced.
+        synced.await.unwrap_or(Ok(()))
     }
 
     /// Commits what is left to write and ends the writer thread. Blocks.

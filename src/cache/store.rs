@@ -66,7 +66,7 @@ pub(super) enum Command {
     /// A blob that was verified as a whole, and whether it was right.
     Judged(Arc<Blob>, bool),
     /// Answered when they are in the index, or cannot be.
-    Directories(Vec<(Digest, Bytes)>, oneshot::Sender<()>),
+    Directories(Vec<(Digest, Bytes)>, Queued, oneshot::Sender<()>),
     /// Something that nobody waits for.
     Row(Row),
     /// A chunk whose bytes are not what its digest says.
@@ -75,8 +75,8 @@ pub(super) enum Command {
     Verified(Arc<DataFile>),
     /// A row whose file is missing or has the wrong length.
     Broken(u64),
-    /// Answered when everything before it is synced and committed.
-    Sync(oneshot::Sender<()>),
+    /// Answered when everything before it is committed and synced, or what was committed cannot be.
+    Sync(oneshot::Sender<Result<(), CacheError>>),
     /// Commit and end.
     Stop,
 }
@@ -91,6 +91,16 @@ pub(super) struct NewChunk {
     /// Given back once it is written.
     pub(super) _share: Share,
     pub(super) _queued: Queued,
+    pub(super) if_slow: IfSlow,
+}
+
+/// What becomes of a chunk that the disk does not take in time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum IfSlow {
+    /// It is left out, and fetched again where it is wanted again.
+    LeaveOut,
+    /// Whoever fetched it waits, since it cannot be fetched alone.
+    Wait,
 }
 
 impl Store {

@@ -3,7 +3,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bytes::{Bytes, BytesMut};
 use futures::StreamExt;
 
-use super::{Blob, Cache, CacheError, Counter, arriving::Arriving, store::Command};
+use super::{
+    Blob, Cache, CacheError, Counter,
+    arriving::Arriving,
+    store::{Command, IfSlow},
+};
 use crate::{
     model::{Digest, Manifest},
     remote::{Fault, Object, RemoteError, Urgency},
@@ -287,8 +291,10 @@ impl Cache {
         intake.parts.truncate(position);
         intake.parts.push((part, size));
         let (blob, at) = intake.place(position, part, size);
+        // It cannot be fetched alone, so it is not left out. Before it takes a share, which readers want too.
+        self.writer_gets_on().await;
         let share = self.memory.reserve(size, None).await;
-        self.take_in(&blob, at, part, bytes, share);
+        self.take_in(&blob, at, part, bytes, share, IfSlow::Wait);
         if let Some(arriving) = &intake.arriving {
             arriving.arrived(position, part);
             if differs {

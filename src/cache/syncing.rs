@@ -17,7 +17,7 @@ use rusqlite::Connection;
 
 use super::{
     CacheError, DataFile,
-    index::{self, PROMISED},
+    index::{LOG_MAX, PROMISED},
     space::{self, Victim},
     store::Store,
     writer::Writer,
@@ -32,8 +32,8 @@ const SYNC_AT_END: u64 = 1 << 20;
 /// From so many files on, one sync of the whole filesystem costs less.
 const MANY_FILES: usize = 32;
 
-/// What is told of the end of a round.
-pub(super) type Told = Box<dyn FnOnce() + Send>;
+/// What is told of the end of a round: whether the index and the names of files were synced.
+pub(super) type Told = Box<dyn FnOnce(&Result<(), CacheError>) + Send>;
 
 /// The thread that syncs. It ends when this is dropped, after the rounds that it was given.
 pub(super) struct Syncer {
@@ -56,6 +56,8 @@ pub(super) struct Round {
     pub(super) files: HashMap<u64, Arc<DataFile>>,
     /// Whether there are new names in the directory of the data files.
     pub(super) new_files: bool,
+    /// Whether what other processes have written is synced too.
+    pub(super) all: bool,
     pub(super) told: Vec<Told>,
 }
 
@@ -85,7 +87,9 @@ impl Syncer {
         self.shared.running.fetch_add(1, Ordering::Relaxed);
         if let Err(mpsc::SendError(round)) = self.rounds.send(round) {
             // The thread has panicked, which was logged. Nobody is to wait for it.
-            round.told.into_iter().for_each(|told| told());
+            self.shared.running.fetch_sub(1, Ordering::Relaxed);
+            let aborted = Err(CacheError::Aborted);
+            round.told.into_iter().for_each(|told| told(&aborted));
         }
     }
 
@@ -113,6 +117,15 @@ impl Shared {
     }
 }
 
+/// The end of a round.
+struct Ended<'a>(&'a Shared);
+
+impl Drop for Ended<'_> {
+    fn drop(&mut self) {
+        self.0.running.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 struct Task {
     store: Arc<Store>,
     connection: Connection,
@@ -121,36 +134,37 @@ struct Task {
 
 impl Task {
     fn run(mut self, rounds: &mpsc::Receiver<Round>) {
+        // Also after a panic, so that nobody takes it for busy for ever.
+        let shared = Arc::clone(&self.shared);
         for round in rounds {
-            self.sync(&round);
-            self.shared.running.fetch_sub(1, Ordering::Relaxed);
-            round.told.into_iter().for_each(|told| told());
+            let ended = Ended(&shared);
+            let synced = self.sync(&round);
+            if let Err(error) = &synced {
+                tracing::warn!(%error, "sync failed");
+            }
+            drop(ended);
+            round.told.into_iter().for_each(|told| told(&synced));
         }
     }
 
-    fn sync(&mut self, round: &Round) {
+    fn sync(&mut self, round: &Round) -> Result<(), CacheError> {
         self.give_up(&self.sync_files(round));
-        if round.new_files
-            && let Err(error) = self.store.files.sync()
-        {
-            // What has no name after a power cut is fetched again.
-            tracing::warn!(%error, "the directory of the data files cannot be synced");
+        if round.new_files {
+            let synced = self.store.files.sync();
+            synced.map_err(|error| CacheError::io(&self.store.dir, error))?;
         }
-        if let Err(error) = index::sync(&self.connection) {
-            tracing::warn!(%error, "the index cannot be synced");
-        }
+        self.store.index.sync(&self.connection)
     }
 
     /// The files that could not be synced.
     fn sync_files<'a>(&self, round: &'a Round) -> Vec<&'a Arc<DataFile>> {
-        if round.files.len() >= MANY_FILES {
-            return match self.store.files.sync_filesystem() {
-                Ok(()) => Vec::new(),
-                Err(error) => {
-                    tracing::warn!(dir = ?self.store.dir, %error, "sync failed");
-                    round.files.values().collect()
-                }
-            };
+        if round.all || round.files.len() >= MANY_FILES {
+            match self.store.files.sync_filesystem() {
+                Ok(()) if round.files.len() >= MANY_FILES => return Vec::new(),
+                Ok(()) => {}
+                // Which file it was, if it was one of these, each sync says.
+                Err(error) => tracing::warn!(dir = ?self.store.dir, %error, "sync failed"),
+            }
         }
         let is_failed = |file: &&Arc<DataFile>| {
             let synced = file.file().sync_data();
@@ -173,6 +187,12 @@ impl Task {
         if files.is_empty() {
             return;
         }
+        for file in files {
+            file.distrust();
+            if let Some(again) = self.store.files.get(file.number()) {
+                again.distrust();
+            }
+        }
         let gone = self
             .store
             .index
@@ -184,7 +204,13 @@ impl Task {
             tracing::warn!(%error, "not written to the index");
         }
         for file in files {
-            file.distrust();
+            // Whatever became of its rows, before anybody is told that all is there.
+            self.store.files.remove(file.number());
+            if let Err(error) = self.store.files.unlink(file.number())
+                && error.kind() != io::ErrorKind::NotFound
+            {
+                tracing::warn!(path = ?self.store.files.path(file.number()), %error, "cannot be removed");
+            }
             self.shared.failed().push(Victim {
                 number: file.number(),
                 bytes: 0,
@@ -197,11 +223,12 @@ impl Task {
 impl Writer {
     /// Syncs what was written, unless that is so little that it is no loss.
     pub(super) fn end(mut self) {
-        if self.written_bytes < SYNC_AT_END && !self.promised {
+        let is_little = self.written_bytes < SYNC_AT_END && self.store.index.log_len() < LOG_MAX;
+        if is_little && !self.promised {
             return;
         }
         let (told, end) = mpsc::channel();
-        self.unsynced.told.push(Box::new(move || {
+        self.unsynced.told.push(Box::new(move |_| {
             let _ = told.send(());
         }));
         self.sync();
@@ -248,21 +275,20 @@ impl Writer {
         self.written_bytes += bytes;
     }
 
-    /// Whether the disk is so far behind that nothing more is to be written now. Whoever was promised that all is kept waits for it.
-    pub(super) fn is_behind(&mut self) -> bool {
+    /// Whether the disk is so far behind that nothing more is to be written now. With `waits`, never: it is waited for.
+    pub(super) fn is_behind(&mut self, waits: bool) -> bool {
         if self.unsynced_bytes < SYNC_BYTES || !self.syncer.is_busy() {
             return false;
         }
-        if !self.store.waits_for_disk {
+        if !waits {
             return true;
         }
         let (told, end) = mpsc::channel();
-        self.unsynced.told.push(Box::new(move || {
+        self.unsynced.told.push(Box::new(move |_| {
             let _ = told.send(());
         }));
         self.commit();
         self.sync();
-        let _ = end.recv();
-        false
+        end.recv_timeout(PROMISED).is_err()
     }
 }

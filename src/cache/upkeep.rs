@@ -9,15 +9,13 @@ use rusqlite::params;
 
 use super::{
     Counter, DataFile,
-    index::{self, NO_LOSS},
+    index::{self, LOG_MAX, NO_LOSS},
     space::{self, Room, Victim},
     writer::Writer,
 };
 
 /// Counters and last uses are stored this often.
 const HOUSEKEEPING: Duration = Duration::from_secs(5);
-/// A log of more bytes is brought into the index, though nothing in it need be synced.
-const LOG_MAX: u64 = 4 << 20;
 
 // What the writer does beside writing: keeping the quota, and the index in step with the files.
 impl Writer {

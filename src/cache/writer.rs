@@ -13,7 +13,7 @@ use super::{
     ranges::Ranges,
     rows::Row,
     space::{self, Room, Victim},
-    store::{Command, NewChunk, Pending, Store},
+    store::{Command, IfSlow, NewChunk, Pending, Store},
     syncing::{Round, Syncer},
     writing::{OpenForWriting, Plan, Planned, Segment},
 };
@@ -135,7 +135,7 @@ impl Writer {
         for command in batch {
             match command {
                 Command::Chunk(chunk) => chunks.push(chunk),
-                Command::Directories(directories, done) => {
+                Command::Directories(directories, _queued, done) => {
                     rows.push(Row::Directories(directories));
                     acks.push(done);
                 }
@@ -191,9 +191,10 @@ impl Writer {
         if !syncs.is_empty() {
             self.commit_within(PROMISED);
             self.promised = true;
+            self.unsynced.all = true;
             for sync in syncs {
-                self.unsynced.told.push(Box::new(move || {
-                    let _ = sync.send(());
+                self.unsynced.told.push(Box::new(move |synced| {
+                    let _ = sync.send(synced.clone());
                 }));
             }
             self.sync();
@@ -203,10 +204,11 @@ impl Writer {
 
     fn chunks(&mut self, chunks: Vec<NewChunk>) {
         let mut left = self.new_ones(chunks);
+        let waits = left.iter().any(|chunk| chunk.if_slow == IfSlow::Wait);
         if self
             .paused_until
             .is_some_and(|until| Instant::now() < until)
-            || self.is_behind()
+            || self.is_behind(waits)
         {
             self.give_up(left);
             return;
@@ -371,6 +373,7 @@ impl Writer {
         match committed {
             // Another process evicted them, perhaps before they were made.
             Ok(evicted) => {
+                self.note_unsynced(0);
                 self.unsynced.files.extend(changed);
                 self.remove(&evicted);
             }

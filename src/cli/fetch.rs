@@ -62,7 +62,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     runtime::block_on(async {
         let cache = open::keeping_cache(&args.cache, &args.remotes)?;
         let fetched = fetch(args, &cache).await;
-        cache.sync().await;
+        cache.sync().await?;
         tokio::task::spawn_blocking(move || cache.close()).await?;
         fetched
     })
@@ -121,7 +121,7 @@ async fn fetch(args: &Args, cache: &Arc<Cache>) -> anyhow::Result<()> {
                 }
             })
             .await?;
-        cache.sync().await;
+        cache.sync().await?;
         missing = self::missing(cache, &tree).await?;
     }
     bar.abandon();

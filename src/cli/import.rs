@@ -149,7 +149,7 @@ async fn warm(args: &Args, address: &str, root: &Node, name: Option<&Name>) -> a
     if let Some(name) = name {
         cache.root(name).await?;
     }
-    cache.sync().await;
+    cache.sync().await?;
     cache.close();
     Ok(())
 }

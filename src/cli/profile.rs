@@ -164,7 +164,7 @@ fn import(args: &Import) -> anyhow::Result<()> {
         let summary = format!("{}: {}", profile.tree, summary(&profile));
         let text = profile.to_text();
         cache.keep_profile(profile.tree, profile.name, &text);
-        cache.sync().await;
+        cache.sync().await?;
         tokio::task::spawn_blocking(move || cache.close()).await?;
         println!("{summary}");
         Ok(())

@@ -16,19 +16,21 @@ static void wait_while(const char *variable) {
         usleep(10000);
 }
 
-static int sync_by(const char *name, int fd) {
+static int sync_by(const char *name, const char *fails, int fd) {
     int (*real)(int) = (int (*)(int))dlsym(RTLD_NEXT, name);
     wait_while("SYNCS_HANG");
-    if (is_there("SYNCS_FAIL")) {
+    if (is_there(fails)) {
         errno = EIO;
         return -1;
     }
     return real(fd);
 }
 
-int fdatasync(int fd) { return sync_by("fdatasync", fd); }
+/* Of data files. */
+int fdatasync(int fd) { return sync_by("fdatasync", "DATA_SYNCS_FAIL", fd); }
 
-int fsync(int fd) { return sync_by("fsync", fd); }
+/* Of the index, by SQLite. */
+int fsync(int fd) { return sync_by("fsync", "INDEX_SYNCS_FAIL", fd); }
 
 static ssize_t write_by(const char *name, int fd, const void *bytes, size_t len, off64_t offset) {
     ssize_t (*real)(int, const void *, size_t, off64_t) =

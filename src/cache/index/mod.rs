@@ -53,6 +53,10 @@ pub(super) const PROMISED: Duration = Duration::from_secs(20);
 pub(super) const NO_LOSS: Duration = Duration::from_millis(100);
 /// A reader waits for nobody but a process that just recovers the log of one that died.
 const READER_WAITS: Duration = Duration::from_millis(500);
+/// A log of more bytes is brought into the database, though nothing in it need be synced.
+pub(super) const LOG_MAX: u64 = 4 << 20;
+/// A log of more bytes is begun anew, for which writers wait a moment.
+const LOG_RESTARTED: u64 = 32 << 20;
 /// Connections for readers, at the most: a query is short, and making a connection, which reads the schema, takes longer than waiting for one.
 const MOST_READERS: usize = 16;
 
@@ -184,6 +188,55 @@ impl Index {
         Ok(())
     }
 
+    /// Syncs what was committed, and brings it from the log into the database as far as nobody reads.
+    pub(super) fn sync(&self, connection: &Connection) -> Result<(), CacheError> {
+        let checkpoint = |mode: &str| -> rusqlite::Result<bool> {
+            let pragma = format!("PRAGMA wal_checkpoint({mode})");
+            connection.query_row(&pragma, [], |row| {
+                let (busy, log, done): (i64, i64, i64) = (row.get(0)?, row.get(1)?, row.get(2)?);
+                Ok(busy == 0 && done == log)
+            })
+        };
+        let run = || {
+            connection.busy_timeout(NO_LOSS)?;
+            let all = checkpoint("PASSIVE")?;
+            // The log begins anew only when all of it is in the database, which never happens while somebody goes on writing.
+            if self.log_len() > LOG_RESTARTED {
+                return checkpoint("RESTART");
+            }
+            Ok(all)
+        };
+        if run().map_err(|error| self.error(error))? {
+            self.begin_log(connection);
+            return Ok(());
+        }
+        // SQLite has synced nothing where somebody reads, or another process is about to do the same.
+        let log = unchanging::log_of(&self.path);
+        match std::fs::File::open(&log).and_then(|log| log.sync_data()) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(CacheError::io(&log, error))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The first change after all of the log is in the database begins it anew, and `SQLite` syncs its header in that. Here no writer waits
+    /// for it.
+    fn begin_log(&self, connection: &Connection) {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        let nanos = now.map_or(0, |now| i64::try_from(now.as_nanos()).unwrap_or_default());
+        let begin = || {
+            connection.busy_timeout(Duration::ZERO)?;
+            // Another value each time, or nothing would be written.
+            let change = "INSERT OR REPLACE INTO meta (key, value) VALUES ('log_begun', ?)";
+            connection.execute(change, [nanos])
+        };
+        if let Err(error) = begin() {
+            // Then another process has just begun it.
+            tracing::debug!(%error, path = ?self.path, "the log of the index was not begun");
+        }
+    }
+
     /// Bytes of the log.
     pub(super) fn log_len(&self) -> u64 {
         std::fs::metadata(unchanging::log_of(&self.path)).map_or(0, |log| log.len())
@@ -245,11 +298,6 @@ fn connect_writer(path: &Path, create: OpenFlags) -> rusqlite::Result<Connection
     Ok(connection)
 }
 
-/// Syncs what was committed, and brings it from the log into the database as far as nobody reads. Waits for no other process.
-pub(super) fn sync(connection: &Connection) -> rusqlite::Result<()> {
-    connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))
-}
-
 /// The number that a data file has by its name.
 pub(super) fn file_number(name: &OsStr) -> Option<u64> {
     u64::from_str_radix(name.to_str()?, 16).ok()
@@ -309,7 +357,7 @@ mod tests {
         let old = Index::open(dir.path()).unwrap();
         let writer = old.connect().unwrap();
         // What is in the log is not to be taken for the new one's. (One that has every page is a whole database.)
-        sync(&writer).unwrap();
+        old.sync(&writer).unwrap();
         set_meta(&writer, "quota", 5).unwrap();
         let path = dir.path().join("index.sqlite");
         let log = std::fs::read(dir.path().join("index.sqlite-wal")).unwrap();

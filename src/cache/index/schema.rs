@@ -35,11 +35,11 @@ pub(super) enum Unprepared {
     Other(CacheError),
 }
 
-fn known() -> i64 {
+pub(super) fn known() -> i64 {
     i64::try_from(MIGRATIONS.len()).unwrap_or(i64::MAX)
 }
 
-fn version(connection: &Connection) -> rusqlite::Result<i64> {
+pub(super) fn version(connection: &Connection) -> rusqlite::Result<i64> {
     connection.pragma_query_value(None, "user_version", |row| row.get(0))
 }
 
@@ -138,9 +138,8 @@ fn skip_numbers(connection: &Connection, path: &Path) -> rusqlite::Result<()> {
     let entries = data.and_then(|data| fs::read_dir(data).ok());
     let names = entries.into_iter().flatten().flatten();
     let numbers = names.filter_map(|entry| super::file_number(&entry.file_name()));
-    let Some(last) = numbers.max() else {
-        return Ok(());
-    };
+    let last = numbers.filter(|number| *number < 1 << 62).max();
+    let last = last.unwrap_or_default();
     connection.execute(
         "INSERT INTO sqlite_sequence (name, seq) VALUES ('files', ?)",
         [super::signed(last.saturating_add(SKIPPED))?],
@@ -167,7 +166,7 @@ fn lock(path: &Path) -> Result<Option<File>, CacheError> {
     }
 }
 
-fn migrate(path: &Path) -> rusqlite::Result<()> {
+pub(super) fn migrate(path: &Path) -> rusqlite::Result<()> {
     let mut connection = connect_writer(path, OpenFlags::SQLITE_OPEN_CREATE)?;
     connection.busy_timeout(PROMISED)?;
     // Of a new database alone: it takes the write lock.

@@ -9,7 +9,10 @@ use std::{
 use rusqlite::OpenFlags;
 use tempfile::TempDir;
 
-use super::{connect_writer, schema::index_error};
+use super::{
+    connect_reader, connect_writer,
+    schema::{index_error, known, migrate, version},
+};
 use crate::cache::CacheError;
 
 /// A database that nobody changes.
@@ -27,7 +30,12 @@ impl Unchanging {
         let has_log = fs::metadata(&log).is_ok_and(|log| log.len() > 0);
         let on_read_only_disk = rustix::fs::statvfs(path)
             .is_ok_and(|disk| disk.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY));
-        if on_read_only_disk && !has_log {
+        // What is of an older version is brought up to date, which only a copy can be.
+        let is_known = || {
+            let connection = connect_reader(path, true)?;
+            Ok::<_, rusqlite::Error>(version(&connection)? == known())
+        };
+        if on_read_only_disk && !has_log && is_known().unwrap_or(false) {
             return Ok(Self {
                 path: path.to_owned(),
                 _dir: None,
@@ -47,6 +55,10 @@ impl Unchanging {
         let (dir, path) = copy().map_err(|error| CacheError::io(path, error))?;
         // What is in the log alone would not be seen.
         let join = || {
+            let connection = connect_writer(&path, OpenFlags::empty())?;
+            connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))?;
+            drop(connection);
+            migrate(&path)?;
             let connection = connect_writer(&path, OpenFlags::empty())?;
             connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))
         };
