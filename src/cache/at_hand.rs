@@ -32,6 +32,12 @@ use crate::{
 /// sooner than another thread is woken.
 const LOOKED_UP_HERE: u64 = 16 << 20;
 
+/// The thread of the writer, and what hangs up when it ends.
+pub(super) struct WriterThread {
+    pub(super) thread: JoinHandle<()>,
+    pub(super) ended: mpsc::Receiver<()>,
+}
+
 /// The cache: two tiers over the remotes.
 pub struct Cache {
     pub(super) store: Arc<Store>,
@@ -60,7 +66,7 @@ pub struct Cache {
     pub(super) told: Mutex<HashSet<Digest>>,
     /// Blobs whose manifest was found to lie.
     pub(super) wrong: broadcast::Sender<Digest>,
-    pub(super) writer: Mutex<Option<JoinHandle<()>>>,
+    pub(super) writer: Mutex<Option<WriterThread>>,
     pub(super) readers: Readers,
     pub(super) throttle: Throttle,
     /// The lock is held for a look only.
@@ -93,11 +99,15 @@ impl Cache {
             false => Some(Writer::new(Arc::clone(&store))?),
         };
         let unwritable = Arc::clone(&store);
-        let writer = std::thread::Builder::new()
+        let (ends, ended) = mpsc::channel::<()>();
+        let thread = std::thread::Builder::new()
             .name("cache-writer".to_owned())
-            .spawn(move || match writer {
-                Some(writer) => writer.run(&receiver),
-                None => super::discard::discard(&unwritable, &receiver),
+            .spawn(move || {
+                let _ends = ends;
+                match writer {
+                    Some(writer) => writer.run(&receiver),
+                    None => super::discard::discard(&unwritable, &receiver),
+                }
             })
             .map_err(|error| CacheError::io(&store.dir, error))?;
         Ok(Arc::new(Self {
@@ -118,7 +128,7 @@ impl Cache {
             trust_streams: config.trust_streams,
             wrong: broadcast::channel(64).0,
             stats,
-            writer: Mutex::new(Some(writer)),
+            writer: Mutex::new(Some(WriterThread { thread, ended })),
             readers: Readers::default(),
             throttle: Throttle::new(config.bandwidth),
             pace: Mutex::default(),

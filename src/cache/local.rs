@@ -1,14 +1,22 @@
-use std::sync::{Arc, PoisonError};
+use std::{
+    sync::{Arc, PoisonError, mpsc::RecvTimeoutError},
+    time::Duration,
+};
 
 use rusqlite::Connection;
 use tokio::sync::oneshot;
 
 use super::{
-    Cache, CacheError, Usage, blob,
+    Cache, CacheError, Usage,
+    at_hand::WriterThread,
+    blob,
     index::{self, Location},
     store::Command,
 };
 use crate::model::{Digest, Manifest};
+
+/// At the end, the writer is waited for no longer: for a round of syncs, and what comes before and after it.
+const CLOSE_WITHIN: Duration = Duration::from_secs(30);
 
 // What the index knows, and having it know what was fetched.
 impl Cache {
@@ -49,7 +57,8 @@ impl Cache {
         synced.await.unwrap_or(Ok(()))
     }
 
-    /// Commits what is left to write and ends the writer thread. Blocks.
+    /// Commits what is left to write and ends the writer thread. Blocks, but for a disk that hangs only so long that it is no matter of waiting
+    /// any more.
     pub fn close(&self) {
         self.send(Command::Stop);
         let writer = self
@@ -57,9 +66,13 @@ impl Cache {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .take();
-        if let Some(writer) = writer
-            && writer.join().is_err()
-        {
+        let Some(WriterThread { thread, ended }) = writer else {
+            return;
+        };
+        // It sends nothing.
+        if ended.recv_timeout(CLOSE_WITHIN) == Err(RecvTimeoutError::Timeout) {
+            tracing::warn!(dir = ?self.store.dir, "the disk of the cache hangs; what was fetched last may be lost");
+        } else if thread.join().is_err() {
             tracing::error!("the writer of the cache panicked");
         }
     }

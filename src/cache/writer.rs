@@ -7,7 +7,7 @@ use std::{
 use rusqlite::{Connection, params};
 
 use super::{
-    CacheError, Counter, DataFile,
+    CacheError, DataFile,
     index::{self, Location, PROMISED, WRITER_WAITS},
     placing::Places,
     ranges::Ranges,
@@ -388,14 +388,5 @@ impl Writer {
 
     pub(super) fn pause(&mut self) {
         self.paused_until = Some(Instant::now() + PAUSE);
-    }
-
-    pub(super) fn give_up(&self, chunks: Vec<NewChunk>) {
-        self.store
-            .stats
-            .add(Counter::Unwritten, chunks.len() as u64);
-        for chunk in chunks {
-            self.store.remove_pending(chunk.digest);
-        }
     }
 }

@@ -118,6 +118,16 @@ impl Writer {
         self.give_up(failed);
     }
 
+    /// What is not written any more is not on its way any more.
+    pub(super) fn give_up(&self, chunks: Vec<NewChunk>) {
+        self.store
+            .stats
+            .add(Counter::Unwritten, chunks.len() as u64);
+        for chunk in chunks {
+            self.store.remove_pending(chunk.digest);
+        }
+    }
+
     fn make_file(&mut self, row: &FileRow, target: Target) -> io::Result<()> {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL;
         let made = self.store.files.open_raw(row.number, flags)?;

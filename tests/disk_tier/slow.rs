@@ -128,6 +128,18 @@ fn readers_wait_for_no_write() {
     case.is_kept();
 }
 
+/// Whoever unmounted waited for ever.
+#[test]
+#[ignore = "needs /dev/fuse"]
+fn a_mount_ends_while_writes_hang() {
+    let case = Case::new();
+    let mount = case.mount("WRITES_HANG");
+    case.begin();
+    Case::is_read(&mount.path);
+    let told = mount.stop();
+    assert!(told.contains("hangs"), "{told}");
+}
+
 /// Each commit waited for a sync, and whoever wanted to be cached for it.
 #[test]
 #[ignore = "needs /dev/fuse"]
