@@ -49,12 +49,11 @@ impl Cache {
     /// Returns when all that was fetched before is committed and synced. What could not be written is not there.
     ///
     /// # Errors
-    /// When the index cannot be synced.
+    /// When the index cannot be synced, or the writer has ended.
     pub async fn sync(&self) -> Result<(), CacheError> {
         let (done, synced) = oneshot::channel();
         self.send(Command::Sync(done));
-        // Nobody answers after `close`, which has synced.
-        synced.await.unwrap_or(Ok(()))
+        synced.await.unwrap_or(Err(CacheError::Aborted))
     }
 
     /// Commits what is left to write and ends the writer thread. Blocks, but for a disk that hangs only so long that it is no matter of waiting

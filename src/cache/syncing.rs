@@ -148,7 +148,12 @@ impl Task {
     }
 
     fn sync(&mut self, round: &Round) -> Result<(), CacheError> {
-        self.give_up(&self.sync_files(round));
+        let (failed, whole) = self.sync_files(round);
+        self.give_up(&failed);
+        if round.all {
+            // What other processes have written cannot be given up here.
+            whole.map_err(|error| CacheError::io(&self.store.dir, error))?;
+        }
         if round.new_files {
             let synced = self.store.files.sync();
             synced.map_err(|error| CacheError::io(&self.store.dir, error))?;
@@ -156,15 +161,18 @@ impl Task {
         self.store.index.sync(&self.connection)
     }
 
-    /// The files that could not be synced.
-    fn sync_files<'a>(&self, round: &'a Round) -> Vec<&'a Arc<DataFile>> {
-        if round.all || round.files.len() >= MANY_FILES {
-            match self.store.files.sync_filesystem() {
-                Ok(()) if round.files.len() >= MANY_FILES => return Vec::new(),
-                Ok(()) => {}
-                // Which file it was, if it was one of these, each sync says.
-                Err(error) => tracing::warn!(dir = ?self.store.dir, %error, "sync failed"),
-            }
+    /// The files that could not be synced, and whether the filesystem was, where that was wanted.
+    fn sync_files<'a>(&self, round: &'a Round) -> (Vec<&'a Arc<DataFile>>, io::Result<()>) {
+        let many = round.files.len() >= MANY_FILES;
+        let whole = match many || round.all {
+            true => self.store.files.sync_filesystem(),
+            false => Ok(()),
+        };
+        match &whole {
+            Ok(()) if many => return (Vec::new(), whole),
+            Ok(()) => {}
+            // Which file it was, if it was one of these, each sync says.
+            Err(error) => tracing::warn!(dir = ?self.store.dir, %error, "sync failed"),
         }
         let is_failed = |file: &&Arc<DataFile>| {
             let synced = file.file().sync_data();
@@ -178,7 +186,7 @@ impl Task {
             };
             synced.map_err(failed).is_err()
         };
-        round.files.values().filter(is_failed).collect()
+        (round.files.values().filter(is_failed).collect(), whole)
     }
 
     /// What the kernel has of a file may not be what the disk has, and a second sync would say that all is well: such a file is

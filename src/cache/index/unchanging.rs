@@ -55,9 +55,6 @@ impl Unchanging {
         let (dir, path) = copy().map_err(|error| CacheError::io(path, error))?;
         // What is in the log alone would not be seen.
         let join = || {
-            let connection = connect_writer(&path, OpenFlags::empty())?;
-            connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))?;
-            drop(connection);
             migrate(&path)?;
             let connection = connect_writer(&path, OpenFlags::empty())?;
             connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))
