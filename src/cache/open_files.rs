@@ -8,7 +8,10 @@ use std::{
     sync::{Arc, PoisonError, RwLock},
 };
 
-use rustix::fs::{AtFlags, Dir, Mode, OFlags};
+use rustix::{
+    fs::{AtFlags, Dir, Mode, OFlags},
+    io::Errno,
+};
 
 use super::{
     CacheError, DataFile,
@@ -57,7 +60,14 @@ impl OpenFiles {
     pub(super) fn open_raw(&self, number: u64, flags: OFlags) -> io::Result<File> {
         let mode = Mode::RUSR | Mode::WUSR;
         let flags = flags | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        let file = rustix::fs::openat(&self.data, name(number), flags, mode)?;
+        let open = || rustix::fs::openat(&self.data, name(number), flags, mode);
+        let file = match open() {
+            Err(Errno::MFILE | Errno::NFILE) => {
+                self.close_oldest();
+                open()?
+            }
+            opened => opened?,
+        };
         Ok(file.into())
     }
 
@@ -109,18 +119,31 @@ impl OpenFiles {
         if !writable && let Some(file) = files.get(&row.number) {
             return Ok(Arc::clone(file));
         }
-        if files.len() >= self.limit {
-            let mut ages: Vec<_> = files
-                .iter()
-                .map(|(number, file)| (file.used_at(), *number))
-                .collect();
-            ages.sort_unstable();
-            for (_, number) in ages.into_iter().take(self.limit / 4 + 1) {
-                files.remove(&number);
-            }
-        }
         files.insert(row.number, Arc::clone(&file));
+        let too_many = files.len() > self.limit;
+        drop(files);
+        if too_many {
+            self.close_oldest();
+        }
         Ok(file)
+    }
+
+    /// Closes a quarter of what may be open, for whoever does not hold it.
+    fn close_oldest(&self) {
+        let mut files = self.files.write().unwrap_or_else(PoisonError::into_inner);
+        let mut ages: Vec<_> = files
+            .iter()
+            .map(|(number, file)| (file.used_at(), *number))
+            .collect();
+        ages.sort_unstable();
+        for (_, number) in ages.into_iter().take(self.limit / 4 + 1) {
+            files.remove(&number);
+        }
+    }
+
+    /// How many files that it writes to one process may hold, those that wait for a sync included.
+    pub(super) const fn most_written(&self) -> usize {
+        self.limit / 4
     }
 
     /// Closes a file for whoever does not hold it.

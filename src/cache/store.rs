@@ -287,7 +287,8 @@ pub(super) struct Filesystem {
     pub(super) free: u64,
 }
 
-/// Raises the limit of open files as far as this process may, and takes half of it for data files.
+/// Raises the limit of open files as far as this process may, and takes a quarter of it for data files: the writer and the syncer hold
+/// as many, and the rest is for all else.
 fn open_file_limit(most: usize) -> usize {
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
     let raised = rustix::process::Rlimit {
@@ -299,6 +300,6 @@ fn open_file_limit(most: usize) -> usize {
         Err(_) => limit.current,
     };
     limit
-        .map_or(most, |limit| usize::try_from(limit / 2).unwrap_or(most))
-        .clamp(64, most)
+        .map_or(most, |limit| usize::try_from(limit / 4).unwrap_or(most))
+        .clamp(16, most)
 }

@@ -255,7 +255,7 @@ impl Writer {
     pub(super) fn sync_if_due(&mut self) {
         self.remove_failed();
         let is_old = |since: Instant| since.elapsed() >= SYNC_AFTER;
-        let is_due = self.unsynced_bytes >= SYNC_BYTES || self.unsynced_since.is_some_and(is_old);
+        let is_due = self.is_full_round() || self.unsynced_since.is_some_and(is_old);
         if is_due && !self.syncer.is_busy() {
             self.sync();
         }
@@ -283,9 +283,15 @@ impl Writer {
         self.written_bytes += bytes;
     }
 
+    /// Files that wait for a sync are open until then.
+    fn is_full_round(&self) -> bool {
+        self.unsynced_bytes >= SYNC_BYTES
+            || self.unsynced.files.len() >= self.store.files.most_written()
+    }
+
     /// Whether the disk is so far behind that nothing more is to be written now. With `waits`, never: it is waited for.
     pub(super) fn is_behind(&mut self, waits: bool) -> bool {
-        if self.unsynced_bytes < SYNC_BYTES || !self.syncer.is_busy() {
+        if !self.is_full_round() || !self.syncer.is_busy() {
             return false;
         }
         if !waits {

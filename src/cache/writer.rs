@@ -235,6 +235,10 @@ impl Writer {
             };
             self.remove(&plan.victims);
             self.write(plan);
+            // They are open, and so are their locks, until they are committed.
+            if self.blob_files.len() >= self.store.files.most_written() / 2 {
+                self.commit();
+            }
         }
     }
 
@@ -273,9 +277,13 @@ impl Writer {
         let result = store.index.write(&mut self.connection, |connection| {
             let room = Room::now(&store, connection)?;
             let mut need = 0;
+            let mut files = HashSet::new();
             while let Some(chunk) = left.get(taken) {
                 let size = chunk.bytes.len() as u64;
-                if taken > 0 && need + size > room.batch() {
+                files.insert(chunk.blob.digest());
+                let too_many = room.has_blob_file(chunk.blob.manifest().size())
+                    && files.len() > store.files.most_written();
+                if taken > 0 && (need + size > room.batch() || too_many) {
                     break;
                 }
                 need += size;

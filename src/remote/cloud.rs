@@ -1,4 +1,4 @@
-use std::{future::poll_fn, pin::Pin, str::FromStr, sync::Arc, time::Duration};
+use std::{future::poll_fn, io, pin::Pin, str::FromStr, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use http::StatusCode;
@@ -252,6 +252,19 @@ pub(super) fn fault(error: &object_store::Error) -> Fault {
         408 | 425 | 500..=599 => Fault::Unavailable,
         _ => Fault::Refused,
     }
+}
+
+/// Whether this process, or the machine, had as many files open as it may.
+pub(super) fn lacks_descriptors(error: &object_store::Error) -> bool {
+    let mut at: Option<&dyn std::error::Error> = Some(error);
+    while let Some(error) = at {
+        let code = (error.downcast_ref::<io::Error>()).and_then(io::Error::raw_os_error);
+        if matches!(code, Some(libc::EMFILE | libc::ENFILE)) {
+            return true;
+        }
+        at = error.source();
+    }
+    false
 }
 
 fn answered<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a Answered> {

@@ -13,6 +13,9 @@ use crate::support::{self, Mount, Scratch, tree};
 /// Longer than all is read in, on a machine that has much else to do.
 const DEADLINE: Duration = Duration::from_secs(120);
 const FILES: u64 = 24;
+/// More files than a process may have open that is allowed so many descriptors.
+const MANY: u64 = 150;
+const DESCRIPTORS: u64 = 120;
 /// Bytes of a file. Together, they are more than what may be in flight.
 const LEN: usize = 1 << 20;
 const MEMORY: &str = "--memory=32MiB";
@@ -35,14 +38,19 @@ fn shim() -> &'static Path {
 struct Case {
     scratch: Scratch,
     digest: String,
+    files: u64,
 }
 
 impl Case {
     fn new() -> Self {
+        Self::of(FILES)
+    }
+
+    fn of(files: u64) -> Self {
         let scratch = Scratch::new();
         let source = scratch.path("source");
         fs::create_dir(&source).unwrap();
-        for number in 0..FILES {
+        for number in 0..files {
             let name = format!("large-{number}");
             tree::file(&source, &name, &tree::noise(number, LEN), false);
             let name = format!("small-{number}");
@@ -50,7 +58,11 @@ impl Case {
         }
         let digest = scratch.import(&source);
         scratch.clear_cache();
-        Self { scratch, digest }
+        Self {
+            scratch,
+            digest,
+            files,
+        }
     }
 
     /// While it exists, the disk does what the variable says.
@@ -82,10 +94,10 @@ impl Case {
     }
 
     /// That each file below a directory has its bytes.
-    fn is_read(dir: &Path) {
-        let dir = dir.to_owned();
+    fn is_read(&self, dir: &Path) {
+        let (dir, files) = (dir.to_owned(), self.files);
         support::within(DEADLINE, "reading", move || {
-            for number in 0..FILES {
+            for number in 0..files {
                 let bytes = fs::read(dir.join(format!("large-{number}"))).unwrap();
                 assert!(bytes == tree::noise(number, LEN), "{number}");
                 let name = format!("small-{number}");
@@ -101,7 +113,7 @@ impl Case {
         let mut mount = self.scratch.command(["mount", "--foreground", "--offline"]);
         mount.arg(&self.digest).arg(&second);
         let mount = Mount::start(mount, &second);
-        Self::is_read(&mount.path);
+        self.is_read(&mount.path);
         mount.stop();
     }
 }
@@ -120,7 +132,7 @@ fn readers_wait_for_no_write() {
     let case = Case::new();
     let mount = case.mount("WRITES_HANG");
     case.begin();
-    Case::is_read(&mount.path);
+    case.is_read(&mount.path);
     case.end();
     mount.stop();
     // It is an ordinary cache afterwards.
@@ -135,7 +147,7 @@ fn a_mount_ends_while_writes_hang() {
     let case = Case::new();
     let mount = case.mount("WRITES_HANG");
     case.begin();
-    Case::is_read(&mount.path);
+    case.is_read(&mount.path);
     let told = mount.stop();
     assert!(told.contains("hangs"), "{told}");
 }
@@ -147,7 +159,7 @@ fn nothing_waits_for_a_sync() {
     let case = Case::new();
     let mount = case.mount("SYNCS_HANG");
     case.begin();
-    Case::is_read(&mount.path);
+    case.is_read(&mount.path);
     // It is in the index too: other processes find it.
     let chunks = tree::files_and_times(&case.scratch.path("store/chunks")).len();
     support::eventually("all is kept", || {
@@ -156,6 +168,22 @@ fn nothing_waits_for_a_sync() {
         status["cache"]["chunks"].as_u64() == Some(chunks as u64)
     });
     case.is_kept();
+    case.end();
+    mount.stop();
+}
+
+/// Files that waited for a sync stayed open, until readers had no descriptors left.
+#[test]
+#[ignore = "needs /dev/fuse"]
+fn what_waits_for_a_sync_takes_few_descriptors() {
+    let case = Case::of(MANY);
+    let inner = case.command("SYNCS_HANG", &["mount", "--foreground", &case.digest]);
+    let script = format!("ulimit -n {DESCRIPTORS} && exec \"$@\"");
+    let mut mount = support::before("sh", ["-c", &script, "sh"], &inner);
+    mount.arg(case.scratch.mnt());
+    let mount = Mount::start(mount, &case.scratch.mnt());
+    case.begin();
+    case.is_read(&mount.path);
     case.end();
     mount.stop();
 }

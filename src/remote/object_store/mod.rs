@@ -129,9 +129,10 @@ impl ObjectStoreRemote {
         }
     }
 
-    /// A disk that fails goes on failing; a network may not.
+    /// A disk that fails goes on failing; a network may not, and neither does a process that has too many files open.
     fn fault(&self, error: &object_store::Error) -> Fault {
         match self.directory {
+            Some(_) if cloud::lacks_descriptors(error) => Fault::Overload(None),
             Some(_) => Fault::Refused,
             None => cloud::fault(error),
         }
