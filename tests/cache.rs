@@ -167,7 +167,7 @@ fn config(dir: PathBuf, size: u64) -> Config {
         memory: 16 * MIB,
         resizes: true,
         trust_streams: false,
-        waits_for_disk: false,
+        keeps: false,
         bandwidth: castore::cache::Bandwidth::default(),
     }
 }

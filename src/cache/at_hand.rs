@@ -21,6 +21,7 @@ use super::{
     readers::{Readers, Waiting},
     store::{Command, Store},
     throttle::Throttle,
+    uses::READ_AGAIN,
     writer::Writer,
 };
 use crate::{
@@ -253,23 +254,35 @@ impl Cache {
     /// A part of a chunk, if its bytes are in memory or in a file where they are known to be right.
     #[must_use]
     pub fn slice_at_hand(&self, blob: &Blob, slice: ChunkSlice) -> Option<Slice> {
-        let data = if let Some(data) = self.trusted_place(blob, slice.index) {
-            self.stats.add(Counter::DiskHits, 1);
-            data
-        } else {
-            let chunk = blob.chunk(slice.index)?;
-            let bytes = self.memory.chunks.get(&chunk.digest)?;
-            if bytes.len() as u64 != chunk.size {
-                return None;
-            }
-            self.stats.add(Counter::MemoryHits, 1);
-            ChunkData::Memory(bytes)
+        let data = self.data_at_hand(blob, slice.index)?;
+        let counter = match data {
+            ChunkData::Disk(..) => Counter::DiskHits,
+            ChunkData::Memory(_) => Counter::MemoryHits,
         };
+        self.stats.add(counter, 1);
+        self.note_reader(blob, slice.index, slice.start == 0, index::now());
         Some(Slice {
             data,
             start: slice.start,
             len: slice.len,
         })
+    }
+
+    /// The same, of a whole chunk, for whoever is no reader.
+    pub(super) fn data_at_hand(&self, blob: &Blob, position: usize) -> Option<ChunkData> {
+        if let Some(data) = self.trusted_place(blob, position) {
+            return Some(data);
+        }
+        let chunk = blob.chunk(position)?;
+        let bytes = self.memory.chunks.get(&chunk.digest)?;
+        (bytes.len() as u64 == chunk.size).then_some(ChunkData::Memory(bytes))
+    }
+
+    /// Notes that a reader comes for a chunk; `begins`: for its first byte. `now`: seconds since 1970.
+    pub(super) fn note_reader(&self, blob: &Blob, position: usize, begins: bool, now: u64) {
+        if let Some(chunk) = blob.chunk(position) {
+            self.store.uses.note(chunk.digest, begins, now);
+        }
     }
 
     /// Makes a slice longer by a part that lies right behind it in the same file and is known to be right. The file was looked at for
@@ -289,8 +302,16 @@ impl Cache {
             return false;
         }
         self.stats.add(Counter::DiskHits, 1);
+        self.note_reader(blob, part.index, part.start == 0, index::now());
         slice.len += part.len;
         true
+    }
+
+    /// Notes that earlier mounts have read a chunk: it is kept when it comes.
+    pub fn note_known_use(&self, blob: &Blob, position: usize) {
+        if let Some(chunk) = blob.chunk(position) {
+            self.store.uses.add(chunk.digest, READ_AGAIN);
+        }
     }
 
     /// Has the files that slices are in verified again, after one of them could not be read.

@@ -305,7 +305,7 @@ impl Cache {
             return;
         }
         let (done, written) = oneshot::channel();
-        let waits = self.store.waits_for_disk;
+        let waits = self.store.keeps;
         let limit = if waits { u64::MAX } else { self.most_queued() };
         let bytes = directories.iter().map(|(_, encoded)| encoded.len() as u64);
         let Some(queued) = self.store.backlog.add(bytes.sum(), limit) else {

@@ -15,8 +15,9 @@ pub struct Config {
     /// Serve the bytes of a blob that its remote does not cut as they come, before the whole was verified.
     pub trust_streams: bool,
     pub bandwidth: Bandwidth,
-    /// What is fetched waits for a disk that is slower than the remotes. Otherwise it is left out, and readers wait for no disk.
-    pub waits_for_disk: bool,
+    /// Whether what is fetched is to stay, as `castore fetch` has it: it waits for a disk that is slower than the remotes, and makes room for
+    /// itself as what is used does. Otherwise readers wait for no disk, and what does not come in time is left out.
+    pub keeps: bool,
 }
 
 /// The most that is fetched, in bytes a second; `None`: no limit.

@@ -245,9 +245,9 @@ impl DataFile {
         self.writing.fetch_sub(1, Ordering::AcqRel);
     }
 
-    /// Whether its name is gone.
-    pub(super) fn is_unlinked(&self) -> bool {
-        Stamp::of(&self.file).is_ok_and(|(_, has_name)| !has_name)
+    /// Whether it was evicted.
+    pub(super) fn is_gone(&self) -> bool {
+        Stamp::of(&self.file).is_ok_and(|(_, is_there)| !is_there)
     }
 
     /// Has every chunk verified again before it is served.

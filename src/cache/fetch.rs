@@ -6,6 +6,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use super::{
     Blob, Cache, CacheError, Check, ChunkData, Counter,
     blob::known_blob,
+    index,
     memory::Share,
     store::{Command, IfSlow, NewChunk, Pending},
     stream_in::STREAMED,
@@ -96,12 +97,17 @@ impl Cache {
         position: usize,
         is_reader: bool,
     ) -> Result<ChunkData, CacheError> {
-        self.join_chunk(blob, position, is_reader, &Arc::default())
-            .await
+        let data = self
+            .join_chunk(blob, position, is_reader, &Arc::default())
+            .await?;
+        if is_reader {
+            self.note_reader(blob, position, false, index::now());
+        }
+        Ok(data)
     }
 
     /// `asked` is set where this has asked a remote, to how urgent that is.
-    async fn join_chunk(
+    pub(super) async fn join_chunk(
         self: &Arc<Self>,
         blob: &Arc<Blob>,
         position: usize,
@@ -293,7 +299,7 @@ impl Cache {
     }
 
     fn writer_is_stuck(&self) -> bool {
-        !self.store.waits_for_disk && self.store.backlog.is_stuck(self.most_queued())
+        !self.store.keeps && self.store.backlog.is_stuck(self.most_queued())
     }
 
     /// Waits while the writer is stuck.
@@ -320,7 +326,7 @@ impl Cache {
     ) -> ChunkData {
         self.stats().add(Counter::FetchedBytes, bytes.len() as u64);
         self.memory.chunks.insert(digest, bytes.clone());
-        let if_slow = match self.store.waits_for_disk {
+        let if_slow = match self.store.keeps {
             true => IfSlow::Wait,
             false => if_slow,
         };
@@ -340,8 +346,9 @@ impl Cache {
             blob: Arc::clone(blob),
             position,
             _share: share,
-            _queued: queued,
+            _queued: Some(queued),
             if_slow,
+            stays: None,
         }));
         ChunkData::Memory(bytes)
     }

@@ -88,10 +88,10 @@ impl Cache {
                 index::meta(connection, "quota")?,
             ))
         })?;
-        let (other_bytes, foreign_bytes) = self.store.other_bytes();
+        let others = self.store.others();
         let usage = Usage {
-            other_bytes,
-            foreign_bytes,
+            other_bytes: others.staying + others.passing + self.store.files.reap(),
+            foreign_bytes: others.foreign,
             quota_bytes: quota.unwrap_or_default(),
             ..usage
         };

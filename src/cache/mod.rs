@@ -6,7 +6,7 @@
 //! - `memory`: the memory tier and its budget; `clock`: of it, what each request looks at
 //! - `index`: `SQLite` and its schema
 //! - `data_file`, `open_files`, `stamp`: mapped files, and which of their bytes are known to be right
-//! - `writer`: the one thread that writes; `upkeep` is what it does besides; `placing` finds places for chunks (`ranges`: where something is already), `writing` writes them there, `space` makes room, `syncing` has the disk keep it, `backlog` is what waits for it, `rows` is all else; `discard` takes its place where nothing can be written
+//! - `writer`: the one thread that writes; `upkeep` is what it does besides; `reserving` reserves room, `placing` finds places for chunks (`ranges`: where something is already), `writing` writes them there, `space` is how much there is, `eviction` makes some (`uses`: what is read again; `condemned`: what is evicted and open somewhere), `syncing` has the disk keep it, `backlog` is what waits for it, `rows` is all else; `discard` takes its place where nothing can be written
 //! - `blob`: a blob's manifest and where its chunks lie
 //! - `pace`: how fast the remotes are
 //! - `readers`: how many wait
@@ -31,11 +31,13 @@ mod by_digest;
 mod clock;
 mod closure;
 mod complete;
+mod condemned;
 mod config;
 mod data_file;
 mod discard;
 mod elsewhere;
 mod error;
+mod eviction;
 mod fetch;
 mod flights;
 mod guard;
@@ -51,6 +53,7 @@ mod placing;
 mod profiles;
 mod ranges;
 mod readers;
+mod reserving;
 mod rows;
 mod space;
 mod stamp;
@@ -60,6 +63,7 @@ mod stream_in;
 mod syncing;
 mod throttle;
 mod upkeep;
+mod uses;
 mod whole;
 mod writer;
 mod writing;

@@ -3,7 +3,10 @@ use std::{
     ffi::OsStr,
     fs::File,
     io,
-    os::{fd::OwnedFd, unix::ffi::OsStrExt},
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::ffi::OsStrExt,
+    },
     path::{Path, PathBuf},
     sync::{Arc, PoisonError, RwLock},
 };
@@ -15,6 +18,7 @@ use rustix::{
 
 use super::{
     CacheError, DataFile,
+    condemned::Condemned,
     index::{self, FileRow},
 };
 
@@ -25,6 +29,8 @@ pub(super) struct OpenFiles {
     dir: PathBuf,
     /// The directory itself, which may be moved.
     data: OwnedFd,
+    /// `None` where it cannot be made.
+    condemned: Option<Condemned>,
     limit: usize,
     /// By number. The lock is not held while a file is opened.
     files: RwLock<HashMap<u64, Arc<DataFile>>>,
@@ -39,6 +45,7 @@ impl OpenFiles {
             .map_err(|error| CacheError::io(&dir, error.into()))?;
         Ok(Self {
             dir,
+            condemned: Condemned::open(data.as_fd()),
             data,
             limit,
             files: RwLock::default(),
@@ -71,12 +78,30 @@ impl OpenFiles {
         Ok(file.into())
     }
 
-    pub(super) fn unlink(&self, number: u64) -> io::Result<()> {
-        Ok(rustix::fs::unlinkat(
-            &self.data,
-            name(number),
-            AtFlags::empty(),
-        )?)
+    /// Puts an evicted file aside, until nobody has it open any more. One that is not there is no error.
+    pub(super) fn condemn(&self, number: u64) {
+        let name = name(number);
+        let unlink = || rustix::fs::unlinkat(&self.data, &name, AtFlags::empty());
+        let gone = match &self.condemned {
+            Some(condemned) => condemned.take(self.data.as_fd(), &name),
+            None => Err(io::ErrorKind::NotFound.into()),
+        };
+        match gone.or_else(|_| unlink().map_err(io::Error::from)) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => {
+                tracing::warn!(path = ?self.path(number), %error, "cannot be removed");
+            }
+        }
+    }
+
+    /// Unlinks the evicted files that nobody has open, and gives the bytes of the others.
+    pub(super) fn reap(&self) -> u64 {
+        let reaped = self.condemned.as_ref().map_or(Ok(0), Condemned::reap);
+        reaped.unwrap_or_else(|error| {
+            tracing::debug!(%error, dir = ?self.dir, "evicted files cannot be removed");
+            0
+        })
     }
 
     /// Syncs the directory, so that the names of new files outlast a crash.
@@ -154,13 +179,21 @@ impl OpenFiles {
             .remove(&number);
     }
 
-    /// Closes the files whose names are gone.
-    pub(super) fn close_unlinked(&self) {
+    /// Closes all files, for whoever does not hold them.
+    pub(super) fn close_all(&self) {
+        self.files
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clear();
+    }
+
+    /// Closes the files that were evicted, by whichever process.
+    pub(super) fn close_gone(&self) {
         let open: Vec<_> = {
             let files = self.files.read().unwrap_or_else(PoisonError::into_inner);
             files.values().cloned().collect()
         };
-        for file in open.into_iter().filter(|file| file.is_unlinked()) {
+        for file in open.into_iter().filter(|file| file.is_gone()) {
             self.remove(file.number());
         }
     }

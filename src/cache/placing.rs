@@ -1,9 +1,14 @@
-use std::collections::{HashMap, HashSet};
+use std::{
+    collections::{HashMap, HashSet},
+    time::{Duration, Instant},
+};
 
 use rusqlite::{Connection, params};
 use rustix::fs::OFlags;
 
 use super::{
+    Blob,
+    eviction::{self, Queue},
     index::{self, FileRow},
     ranges::Ranges,
     space::Room,
@@ -14,7 +19,7 @@ use crate::model::Digest;
 /// The file that a chunk goes to.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Target {
-    Segment(u64),
+    Segment(u64, Queue),
     Blob(Digest),
 }
 
@@ -37,17 +42,46 @@ impl From<&FileRow> for Appended {
     }
 }
 
+/// Blob files that were made not long ago, and the bytes that are still to come of each: they belong to the queue that it was made in.
+#[derive(Debug, Default)]
+pub(super) struct Growing(HashMap<u64, (Instant, u64)>);
+
+impl Growing {
+    /// One that did not grow for so long is only a part of a blob.
+    const FOR: Duration = Duration::from_secs(10);
+
+    fn begin(&mut self, number: u64, length: u64) {
+        self.0.retain(|_, (begun, _)| begun.elapsed() < Self::FOR);
+        self.0.insert(number, (Instant::now(), length));
+    }
+
+    fn grow(&mut self, number: u64, size: u64) {
+        if let Some((begun, left)) = self.0.get_mut(&number) {
+            *begun = Instant::now();
+            *left = left.saturating_sub(size);
+        }
+    }
+
+    fn bytes(&self) -> u64 {
+        let lately = self.0.values();
+        let lately = lately.filter(|(begun, _)| begun.elapsed() < Self::FOR);
+        lately.map(|(_, left)| left).sum()
+    }
+}
+
 /// Finds a place for each chunk of a batch, within the transaction that reserves it.
 pub(super) struct Places<'a> {
     pub(super) connection: &'a Connection,
     pub(super) store: &'a Store,
     pub(super) room: Room,
-    /// The segment in use.
-    pub(super) segment: Option<Appended>,
+    /// The segments in use, by queue.
+    pub(super) segments: [Option<Appended>; 2],
     /// Bytes that files grow by, and that their rows do not have yet.
     pub(super) grown: HashMap<u64, u64>,
     /// Blob files that this process has locked.
     pub(super) locked: HashSet<u64>,
+    /// Bytes that are still to come of blob files that were made not long ago, by number.
+    pub(super) growing: &'a mut Growing,
     /// What was written and is in no row yet.
     pub(super) written: &'a Ranges,
     /// What has a place in this batch already.
@@ -61,40 +95,56 @@ impl Places<'_> {
     pub(super) fn place(&mut self, chunk: &NewChunk) -> rusqlite::Result<(Target, u64)> {
         let size = chunk.bytes.len() as u64;
         let blob = chunk.blob.as_ref();
-        if self.room.has_blob_file(blob.manifest().size())
+        if chunk.stays.is_none()
+            && self.room.has_blob_file(blob.manifest().size())
             && let Some(at) = blob.chunk(chunk.position)
-            && let Some(number) = self.blob_file(blob.digest(), blob.manifest().size())?
+            && let Some(number) = self.blob_file(blob, chunk.digest)?
             && !self.is_taken(number, at.offset, size)?
         {
             self.grow(number, size);
             self.planned.insert(number, at.offset, size);
             return Ok((Target::Blob(blob.digest()), at.offset));
         }
-        if let Some(place) = self.append(size) {
+        let queue = match chunk.stays {
+            Some(_) => Queue::Main,
+            None => self.queue_of(chunk.digest, chunk.digest)?,
+        };
+        if let Some(place) = self.append(queue, size) {
             return Ok(place);
         }
         // The rows below are to say what has a place already.
         self.write_grown()?;
-        for row in index::open_segments(self.connection, size)? {
+        for row in index::open_segments(self.connection, queue, size)? {
             // Only where no process appends; the lock is taken again when the file is opened.
             if !self.is_locked(row.number) {
-                self.segment = Some((&row).into());
+                self.segments[queue as usize] = Some((&row).into());
                 break;
             }
         }
-        if let Some(place) = self.append(size) {
+        if let Some(place) = self.append(queue, size) {
             return Ok(place);
         }
-        let row = self.make(None, self.room.segment_length(size))?;
-        let target = Target::Segment(row.number);
-        self.segment = Some((&row).into());
+        let row = self.make(None, self.room.segment_length(size), queue)?;
+        let target = Target::Segment(row.number, queue);
+        self.segments[queue as usize] = Some((&row).into());
         self.made.push((row, target));
-        Ok(self.append(size).unwrap_or((target, 0)))
+        Ok(self.append(queue, size).unwrap_or((target, 0)))
+    }
+
+    /// The queue for something new: a blob's file, or a chunk by itself, where both are the same.
+    fn queue_of(&self, unit: Digest, chunk: Digest) -> rusqlite::Result<Queue> {
+        // Somebody wants to have it here, or is known to use it.
+        if self.store.keeps || self.store.uses.is_read_again(chunk) {
+            return Ok(Queue::Main);
+        }
+        // What this batch has made of the main queue so far is in no row yet.
+        let ahead = self.grown.values().sum::<u64>() + self.growing.bytes();
+        eviction::queue_of(self.connection, &self.room, unit, ahead)
     }
 
     /// The end of the segment in use, if it has room.
-    fn append(&mut self, size: u64) -> Option<(Target, u64)> {
-        let segment = self.segment.as_mut()?;
+    fn append(&mut self, queue: Queue, size: u64) -> Option<(Target, u64)> {
+        let segment = self.segments[queue as usize].as_mut()?;
         let offset = segment.bytes;
         if offset.checked_add(size)? > segment.length {
             return None;
@@ -102,11 +152,12 @@ impl Places<'_> {
         segment.bytes += size;
         let number = segment.number;
         self.grow(number, size);
-        Some((Target::Segment(number), offset))
+        Some((Target::Segment(number, queue), offset))
     }
 
     fn grow(&mut self, number: u64, size: u64) {
         *self.grown.entry(number).or_default() += size;
+        self.growing.grow(number, size);
     }
 
     /// Writes to the rows what files have grown by. To be called at the end.
@@ -127,8 +178,9 @@ impl Places<'_> {
             || index::is_taken(self.connection, number, offset, size)?)
     }
 
-    /// The number of a blob's file, made if there is none; `None` when another process writes to it.
-    fn blob_file(&mut self, blob: Digest, size: u64) -> rusqlite::Result<Option<u64>> {
+    /// The number of a blob's file, made if there is none; `None` when another process writes to it. `chunk`: the one that is to lie there.
+    fn blob_file(&mut self, blob: &Blob, chunk: Digest) -> rusqlite::Result<Option<u64>> {
+        let (blob, size) = (blob.digest(), blob.manifest().size());
         if let Some(row) = index::blob_file(self.connection, blob)? {
             if row.length != size {
                 // Somebody says that the blob has another size, and one of the two is wrong.
@@ -138,19 +190,26 @@ impl Places<'_> {
             let ours = made || self.locked.contains(&row.number);
             return Ok((ours || !self.is_locked(row.number)).then_some(row.number));
         }
-        let row = self.make(Some(blob), size)?;
+        let queue = self.queue_of(blob, chunk)?;
+        let row = self.make(Some(blob), size, queue)?;
         let number = row.number;
+        self.growing.begin(number, size);
         self.made.push((row, Target::Blob(blob)));
         Ok(Some(number))
     }
 
-    fn make(&self, blob: Option<Digest>, length: u64) -> rusqlite::Result<FileRow> {
+    fn make(&self, blob: Option<Digest>, length: u64, queue: Queue) -> rusqlite::Result<FileRow> {
         self.connection
-            .prepare_cached("INSERT INTO files (blob, length, bytes, used_at) VALUES (?, ?, 0, ?)")?
+            .prepare_cached(
+                "INSERT INTO files (blob, length, bytes, used_at, queue, entered_at) \
+                 VALUES (?, ?, 0, ?, ?, ?)",
+            )?
             .execute(params![
                 blob.as_ref().map(Digest::as_bytes),
                 index::signed(length)?,
-                index::signed(index::now())?
+                index::signed(index::now())?,
+                queue as i64,
+                index::now_nanos()
             ])?;
         Ok(FileRow {
             number: self.connection.last_insert_rowid().unsigned_abs(),

@@ -1,5 +1,4 @@
-//! The quota: how much room there is, and which files go when there is too little. Whole files go, the least recently
-//! used first.
+//! The quota: how much room there is, and how it is shared out.
 
 use rusqlite::{Connection, params};
 
@@ -8,12 +7,26 @@ use super::{
     store::{Filesystem, Store},
 };
 
-/// Part of the quota that one segment may take.
-const SEGMENTS_IN_QUOTA: u64 = 16;
-const SEGMENT_MAX: u64 = 64 << 20;
+/// Parts of the quota that slack and batches have.
+const PARTS: u64 = 16;
+/// Part of the quota that one segment may take, and its bounds in bytes.
+const SEGMENTS_IN_QUOTA: u64 = 128;
+const SEGMENT_MIN: u64 = 1 << 20;
+const SEGMENT_MAX: u64 = 16 << 20;
+const SLACK_MIN: u64 = 4 << 20;
 const SLACK_MAX: u64 = 8 << 20;
+/// What one reservation and what it writes add to the index's log, in bytes, at the most.
+const LOGGED: u64 = 512 << 10;
+const MARGIN_MAX: u64 = 64 << 20;
+/// Part of the room that the probation queue has.
+const PROBATION: u64 = 10;
 /// A blob from this size on has a file of its own, in bytes.
 const BLOB_FILE_MIN: u64 = 1 << 20;
+
+/// Room for the index's log, and for what else grows until the next look, in bytes.
+fn slack(quota: u64) -> u64 {
+    (quota / PARTS).clamp(SLACK_MIN, SLACK_MAX)
+}
 
 /// Room on disk, as of now.
 #[derive(Debug, Clone, Copy)]
@@ -22,6 +35,8 @@ pub(super) struct Room {
     pub(super) quota: u64,
     /// Bytes in its directory that are not data files.
     pub(super) other: u64,
+    /// Bytes that will be free again, and are not to have anything evicted: of evicted files that somebody has open, and of the index's log.
+    pub(super) passing: u64,
     /// Bytes of the filesystem that must stay free.
     pub(super) min_free: u64,
     pub(super) filesystem: Filesystem,
@@ -32,9 +47,12 @@ impl Room {
         let filesystem = store
             .filesystem()
             .map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))?;
+        let others = store.others();
+        let quota = store.quota(index::meta(connection, "quota")?);
         Ok(Self {
-            quota: store.quota(index::meta(connection, "quota")?),
-            other: store.other_bytes().0,
+            quota,
+            other: others.staying,
+            passing: store.files.reap() + others.passing,
             min_free: store.min_free.bytes(filesystem.total),
             filesystem,
         })
@@ -48,7 +66,9 @@ impl Room {
 
     /// Length of a new segment in bytes, for a chunk of `chunk` bytes.
     pub(super) fn segment_length(&self, chunk: u64) -> u64 {
-        (self.quota / SEGMENTS_IN_QUOTA).min(SEGMENT_MAX).max(chunk)
+        (self.quota / SEGMENTS_IN_QUOTA)
+            .clamp(SEGMENT_MIN, SEGMENT_MAX)
+            .max(chunk)
     }
 
     /// Whether a blob has a file of its own. A very large one lives in segments, so that a part of it can be evicted.
@@ -56,23 +76,54 @@ impl Room {
         blob >= BLOB_FILE_MIN && blob <= self.quota / 4
     }
 
-    /// Room for what grows until the next look, in bytes: the index's log, directories, this process's own log.
-    fn slack(&self) -> u64 {
-        (self.quota / SEGMENTS_IN_QUOTA).min(SLACK_MAX)
-    }
-
     /// Most bytes of data files, were all of the `data` bytes there are evicted.
     pub(super) fn capacity(&self, data: u64) -> u64 {
-        let by_quota = self.quota.saturating_sub(self.other + self.slack());
-        let by_disk = (self.filesystem.free.saturating_add(data)).saturating_sub(self.min_free);
+        let by_quota = self.quota.saturating_sub(self.other + slack(self.quota));
+        let evicted = data.saturating_add(self.passing);
+        let by_disk = (self.filesystem.free.saturating_add(evicted)).saturating_sub(self.min_free);
         by_quota.min(by_disk)
+    }
+
+    /// Bytes that the probation queue has.
+    pub(super) fn probation(&self, data: u64) -> u64 {
+        self.capacity(data) / PROBATION
+    }
+
+    /// Bytes that the main queue has.
+    pub(super) fn main(&self, data: u64) -> u64 {
+        let capacity = self.capacity(data);
+        capacity.saturating_sub(capacity / PROBATION + self.margin())
+    }
+
+    /// What is evicted at once beyond what is needed, in bytes.
+    pub(super) fn margin(&self) -> u64 {
+        (self.quota / 64)
+            .min(MARGIN_MAX)
+            .max(2 * self.segment_length(0))
+    }
+
+    /// Whether `need` bytes fit beside `data`, once nobody has evicted files open any more. `free`: bytes of the filesystem, as they will be
+    /// then.
+    pub(super) fn fits(&self, data: u64, free: u64, need: u64) -> bool {
+        let taken = data
+            .saturating_add(self.other)
+            .saturating_add(slack(self.quota));
+        taken.saturating_add(need) <= self.quota && free >= need.saturating_add(self.min_free)
+    }
+
+    /// Whether `need` bytes may be written now.
+    pub(super) fn grants(&self, data: u64, need: u64) -> bool {
+        let passing = self.passing.saturating_add(LOGGED);
+        let taken = data.saturating_add(self.other).saturating_add(passing);
+        taken.saturating_add(need) <= self.quota
+            && self.filesystem.free >= need.saturating_add(self.min_free)
     }
 
     /// Bytes that fit beside the `data` bytes there are.
     pub(super) fn spare(&self, data: u64) -> u64 {
-        // The index grows with what is fetched, and its log before that.
-        let margin = (self.quota / 8).max((self.quota / 4).min(4 << 20));
-        let taken = data + self.other + self.slack() + margin;
+        // The index grows with what is fetched.
+        let margin = self.quota / 8;
+        let taken = data + self.other + slack(self.quota) + margin;
         let by_quota = self.quota.saturating_sub(taken);
         let by_disk = self.filesystem.free.saturating_sub(self.min_free);
         by_quota.min(by_disk)
@@ -80,78 +131,8 @@ impl Room {
 
     /// Most bytes of chunks that are written at once.
     pub(super) fn batch(&self) -> u64 {
-        (self.quota / SEGMENTS_IN_QUOTA).min(32 << 20)
+        (self.quota / PARTS).min(32 << 20)
     }
-}
-
-/// Takes files out of the index until `need` more bytes fit; the caller unlinks them once the transaction is committed.
-/// `None` when even an empty cache would have no room. `uses` gives the last use of open files, by number.
-pub(super) fn make_room(
-    connection: &Connection,
-    room: &Room,
-    need: u64,
-    uses: impl FnOnce() -> Vec<(u64, u64)>,
-) -> rusqlite::Result<Option<Vec<Victim>>> {
-    let mut data = index::data_bytes(connection)?;
-    let mut free = room.filesystem.free;
-    let fits = |data: u64, free: u64| {
-        let taken = data.saturating_add(room.other).saturating_add(room.slack());
-        taken.saturating_add(need) <= room.quota && free >= need.saturating_add(room.min_free)
-    };
-    let mut victims = Vec::new();
-    if fits(data, free) {
-        return Ok(Some(victims));
-    }
-    touch(connection, &uses())?;
-    let mut oldest =
-        connection.prepare_cached("SELECT number, bytes FROM files ORDER BY used_at, number")?;
-    let mut rows = oldest.query([])?;
-    while !fits(data, free) {
-        let Some(row) = rows.next()? else {
-            return Ok(None);
-        };
-        let victim = victim(row)?;
-        data = data.saturating_sub(victim.bytes);
-        // Somebody may still hold the file, but it is freed as soon as nobody does.
-        free = free.saturating_add(victim.bytes);
-        victims.push(victim);
-    }
-    drop(rows);
-    for victim in &victims {
-        delete_file(connection, victim.number)?;
-    }
-    Ok(Some(victims))
-}
-
-/// Takes all files out of the index.
-pub(super) fn evict_all(connection: &Connection) -> rusqlite::Result<Vec<Victim>> {
-    let victims = connection
-        .prepare_cached("SELECT number, bytes FROM files")?
-        .query_map([], victim)?
-        .collect::<rusqlite::Result<Vec<_>>>()?;
-    connection.execute_batch("DELETE FROM files")?;
-    Ok(victims)
-}
-
-fn victim(row: &rusqlite::Row<'_>) -> rusqlite::Result<Victim> {
-    Ok(Victim {
-        number: row.get::<_, i64>(0)?.unsigned_abs(),
-        bytes: row.get::<_, i64>(1)?.unsigned_abs(),
-    })
-}
-
-/// A file that was taken out of the index.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Victim {
-    pub(super) number: u64,
-    pub(super) bytes: u64,
-}
-
-pub(super) fn delete_file(connection: &Connection, number: u64) -> rusqlite::Result<()> {
-    connection
-        .prepare_cached("DELETE FROM files WHERE number = ?")?
-        .execute([index::signed(number)?])?;
-    Ok(())
 }
 
 /// Notes when files were last used.
@@ -168,69 +149,24 @@ pub(super) fn touch(connection: &Connection, uses: &[(u64, u64)]) -> rusqlite::R
 mod tests {
     use super::*;
 
-    fn connection(files: &[(u64, u64)]) -> Connection {
-        let connection = index::in_memory(usize::MAX);
-        for (bytes, used_at) in files {
-            connection
-                .execute(
-                    "INSERT INTO files (length, bytes, used_at) VALUES (?1, ?1, ?2)",
-                    params![
-                        index::signed(*bytes).unwrap(),
-                        index::signed(*used_at).unwrap()
-                    ],
-                )
-                .unwrap();
-        }
-        connection
-    }
-
-    fn room(quota: u64, other: u64, min_free: u64, free: u64) -> Room {
-        Room {
-            quota,
-            other,
-            min_free,
-            filesystem: Filesystem { total: 1000, free },
-        }
-    }
-
-    fn numbers(victims: Option<Vec<Victim>>) -> Option<Vec<u64>> {
-        victims.map(|victims| victims.iter().map(|victim| victim.number).collect())
-    }
-
-    /// A file counts its bytes and a block; of the quota, a sixteenth is slack.
-    const MIB: u64 = 1 << 20;
-
-    #[test]
-    fn the_least_recently_used_goes_first() {
-        let connection = connection(&[(10 * MIB, 3), (10 * MIB, 1), (10 * MIB, 2)]);
-        let quota = room(40 * MIB, 0, 0, 1000 * MIB);
-        let none = make_room(&connection, &quota, 7 * MIB, Vec::new).unwrap();
-        assert_eq!(numbers(none), Some(vec![]));
-        let one = make_room(&connection, &quota, 8 * MIB, || vec![(2, 9)]).unwrap();
-        assert_eq!(numbers(one), Some(vec![3]));
-        assert_eq!(index::data_bytes(&connection).unwrap(), 20 * MIB + 2 * 4096);
-    }
-
-    #[test]
-    fn free_space_and_other_files_count() {
-        let connection = connection(&[(10 * MIB, 1), (10 * MIB, 2)]);
-        let tight = room(1000 * MIB, 0, 20 * MIB, 15 * MIB);
-        let one = make_room(&connection, &tight, 5 * MIB, Vec::new).unwrap();
-        assert_eq!(numbers(one), Some(vec![1]));
-        let index_full = room(32 * MIB, 12 * MIB, 0, 1000 * MIB);
-        let other = make_room(&connection, &index_full, 10 * MIB, Vec::new).unwrap();
-        assert_eq!(numbers(other), Some(vec![2]));
-        let nothing = make_room(&connection, &index_full, 19 * MIB, Vec::new).unwrap();
-        assert_eq!(nothing, None);
-    }
-
     #[test]
     fn huge_blobs_live_in_segments() {
-        let room = room(64 << 20, 0, 0, 0);
+        let room = Room {
+            quota: 64 << 20,
+            other: 0,
+            passing: 0,
+            min_free: 0,
+            filesystem: Filesystem { total: 0, free: 0 },
+        };
         assert!(!room.has_blob_file((1 << 20) - 1));
         assert!(room.has_blob_file(1 << 20));
         assert!(!room.has_blob_file(17 << 20));
-        assert_eq!(room.segment_length(1), 4 << 20);
+        assert_eq!(room.segment_length(1), 1 << 20);
         assert_eq!(room.segment_length(9 << 20), 9 << 20);
+        let large = Room {
+            quota: 1 << 40,
+            ..room
+        };
+        assert_eq!(large.segment_length(1), 16 << 20);
     }
 }

@@ -1,5 +1,7 @@
 use std::{fs::File, io, os::unix::fs::MetadataExt, sync::OnceLock};
 
+use super::condemned::Condemned;
+
 /// What identifies the state of a data file's content: as long as it is the same, nothing has written to the file
 /// since. A changed boot id makes every stamp stale, because after a crash of the machine the content may be older than
 /// its metadata.
@@ -13,7 +15,7 @@ pub(super) struct Stamp {
 }
 
 impl Stamp {
-    /// The file's stamp and whether it still has a name.
+    /// The file's stamp, and whether it still belongs to the cache.
     pub(super) fn of(file: &File) -> io::Result<(Self, bool)> {
         let metadata = file.metadata()?;
         let stamp = Self {
@@ -23,7 +25,8 @@ impl Stamp {
             changed: i128::from(metadata.ctime()) * 1_000_000_000
                 + i128::from(metadata.ctime_nsec()),
         };
-        Ok((stamp, metadata.nlink() > 0))
+        let is_there = metadata.nlink() > 0 && !Condemned::is_mode(metadata.mode());
+        Ok((stamp, is_there))
     }
 
     /// As the index stores it; the boot id is part of it.

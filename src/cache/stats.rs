@@ -38,6 +38,7 @@ counters! {
     FetchedBytes "fetched_bytes" "Bytes of chunks that came from a remote"
     WrittenBytes "written_bytes" "Bytes written to data files"
     EvictedBytes "evicted_bytes" "Bytes of data files that were evicted"
+    CopiedBytes "copied_bytes" "Bytes of chunks that were copied out of evicted files, since they are used"
     DamagedChunks "damaged_chunks" "Chunks on disk found damaged"
     RejectedObjects "rejected_objects" "Objects from a remote that were not what their digest says"
     Unwritten "unwritten" "Chunks that were not written because there was no room, or the disk failed or was too slow"
@@ -89,7 +90,7 @@ impl Stats {
 pub struct Usage {
     /// Bytes of data files, written or reserved.
     pub data_bytes: u64,
-    /// Bytes of the index and the logs.
+    /// Bytes of the index, of the logs, and of evicted files that somebody has open.
     pub other_bytes: u64,
     /// Bytes of files in the directory that are not the cache's.
     pub foreign_bytes: u64,

@@ -20,6 +20,7 @@ use super::{
     memory::Share,
     open_files::OpenFiles,
     rows::Row,
+    uses::Uses,
 };
 use crate::model::{Digest, Manifest};
 
@@ -35,12 +36,13 @@ pub(super) struct Store {
     pub(super) stats: Arc<Stats>,
     pub(super) min_free: Quota,
     pub(super) backlog: Arc<Backlog>,
-    /// Whether what is fetched waits for a slow disk, and is not left out.
-    pub(super) waits_for_disk: bool,
+    /// Whether what is fetched is to stay.
+    pub(super) keeps: bool,
     /// In bytes, as it was when this process looked last.
     quota: AtomicU64,
     /// When it was last said that the index cannot be read, in seconds since 1970.
     complained_at: AtomicU64,
+    pub(super) uses: Uses,
     /// Chunks that no row of the index names yet. The lock is held for a map operation only.
     pending: Mutex<HashMap<Digest, Pending>>,
 }
@@ -90,8 +92,10 @@ pub(super) struct NewChunk {
     pub(super) position: usize,
     /// Given back once it is written.
     pub(super) _share: Share,
-    pub(super) _queued: Queued,
+    pub(super) _queued: Option<Queued>,
     pub(super) if_slow: IfSlow,
+    /// Of one that is copied since it was used: how often it was read, to begin with.
+    pub(super) stays: Option<u32>,
 }
 
 /// What becomes of a chunk that the disk does not take in time.
@@ -119,9 +123,10 @@ impl Store {
             stats,
             min_free: config.min_free,
             backlog: Arc::new(Backlog::new()),
-            waits_for_disk: config.waits_for_disk,
+            keeps: config.keeps,
             quota: AtomicU64::new(u64::MAX),
             complained_at: AtomicU64::new(0),
+            uses: Uses::default(),
             pending: Mutex::default(),
         };
         store.set_quota(config.size, config.resizes)?;
@@ -171,9 +176,9 @@ impl Store {
         Ok(())
     }
 
-    /// Whether a blob of so many bytes can be here as a whole, and for longer than it takes to read it.
+    /// Whether a blob of so many bytes can be here as a whole, and for longer than it takes to read it: in probation, too.
     pub(super) fn keeps_all_of(&self, blob: u64) -> bool {
-        blob <= self.quota.load(Ordering::Relaxed) / 4
+        blob <= self.quota.load(Ordering::Relaxed) / 16
     }
 
     /// The most bytes that the cache may take: what the index says now, or what this process knows.
@@ -193,21 +198,26 @@ impl Store {
         })
     }
 
-    /// Bytes of the files in the cache directory that are not data files: those of the cache, and those of others, which do not
-    /// count for the quota.
-    pub(super) fn other_bytes(&self) -> (u64, u64) {
+    /// Bytes of the files in the cache directory that are not data files.
+    pub(super) fn others(&self) -> Others {
         let files = std::fs::read_dir(&self.dir).into_iter().flatten().flatten();
-        let (mut ours, mut foreign) = (0, 0);
+        let mut others = Others::default();
         for entry in files {
             let Some(metadata) = entry.metadata().ok().filter(std::fs::Metadata::is_file) else {
                 continue;
             };
-            match is_of_the_cache(&entry.file_name()) {
-                true => ours += metadata.len(),
-                false => foreign += metadata.len(),
-            }
+            let name = entry.file_name();
+            let name = name.as_encoded_bytes();
+            let bytes = match name {
+                b"index.sqlite-wal" | b"index.sqlite-shm" => &mut others.passing,
+                _ if name.starts_with(b"index.sqlite") || name.starts_with(b"castore.log") => {
+                    &mut others.staying
+                }
+                _ => &mut others.foreign,
+            };
+            *bytes += metadata.len();
         }
-        (ours, foreign)
+        others
     }
 
     /// What the index says, for a reader. One that cannot be read says nothing, so that what it may have is fetched. Blocks on the disk.
@@ -269,15 +279,25 @@ impl Store {
         self.pendings().remove(&digest);
     }
 
+    /// What readers came for, of all that is in the index.
+    pub(super) fn uses(&self) -> Vec<(Digest, u8)> {
+        self.uses.take_all(|chunk| self.pending(chunk).is_some())
+    }
+
     fn pendings(&self) -> std::sync::MutexGuard<'_, HashMap<Digest, Pending>> {
         self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Of the names in a cache directory.
-fn is_of_the_cache(name: &std::ffi::OsStr) -> bool {
-    let name = name.as_encoded_bytes();
-    name.starts_with(b"index.sqlite") || name.starts_with(b"castore.log")
+/// Bytes of files in a cache directory that are not data files.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Others {
+    /// The index, and the log of mounts.
+    pub(super) staying: u64,
+    /// The index's own log, which grows and begins anew all the time.
+    pub(super) passing: u64,
+    /// Of others, which do not count for the quota.
+    pub(super) foreign: u64,
 }
 
 /// In bytes.

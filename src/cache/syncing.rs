@@ -17,8 +17,8 @@ use rusqlite::Connection;
 
 use super::{
     CacheError, DataFile,
+    eviction::{self, Victim},
     index::{LOG_MAX, PROMISED},
-    space::{self, Victim},
     store::Store,
     writer::Writer,
 };
@@ -177,7 +177,7 @@ impl Task {
         let is_failed = |file: &&Arc<DataFile>| {
             let synced = file.file().sync_data();
             // There is no place where it could lie.
-            let synced = synced.or_else(|error| match file.is_unlinked() {
+            let synced = synced.or_else(|error| match file.is_gone() {
                 true => Ok(()),
                 false => Err(error),
             });
@@ -206,7 +206,7 @@ impl Task {
             .index
             .write_within(PROMISED, &mut self.connection, |connection| {
                 let mut numbers = files.iter().map(|file| file.number());
-                numbers.try_for_each(|number| space::delete_file(connection, number))
+                numbers.try_for_each(|number| eviction::delete_file(connection, number))
             });
         if let Err(error) = gone {
             tracing::warn!(%error, "not written to the index");
@@ -214,11 +214,7 @@ impl Task {
         for file in files {
             // Whatever became of its rows, before anybody is told that all is there.
             self.store.files.remove(file.number());
-            if let Err(error) = self.store.files.unlink(file.number())
-                && error.kind() != io::ErrorKind::NotFound
-            {
-                tracing::warn!(path = ?self.store.files.path(file.number()), %error, "cannot be removed");
-            }
+            self.store.files.condemn(file.number());
             self.shared.failed().push(Victim {
                 number: file.number(),
                 bytes: 0,

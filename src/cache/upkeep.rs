@@ -1,6 +1,5 @@
 use std::{
     collections::HashSet,
-    io,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -9,8 +8,9 @@ use rusqlite::params;
 
 use super::{
     Counter, DataFile,
+    eviction::{self, Victim},
     index::{self, LOG_MAX, NO_LOSS},
-    space::{self, Room, Victim},
+    space::{self, Room},
     writer::Writer,
 };
 
@@ -28,6 +28,7 @@ impl Writer {
             .write_within(NO_LOSS, &mut self.connection, |connection| {
                 index::add_counters(connection, &store.stats, counted)?;
                 space::touch(connection, &store.files.uses())?;
+                eviction::note_uses(connection, store.uses())?;
                 // Space that others have taken is no reason to give up what is there: this may be a passing command.
                 let room = Room::now(&store, connection)?.of_quota_alone();
                 if index::used_bytes(connection)? > room.quota / 2 {
@@ -35,9 +36,10 @@ impl Writer {
                     connection.execute_batch("DELETE FROM directories; DELETE FROM blobs;")?;
                 }
                 // The quota may have been lowered, and what else is in the directory may be more than all of it.
-                match space::make_room(connection, &room, 0, Vec::new)? {
-                    Some(victims) => Ok(victims),
-                    None => space::evict_all(connection),
+                let evicted = eviction::make_room(connection, &room, 0, 0, || Ok(()))?;
+                match evicted.not_enough {
+                    true => eviction::evict_all(connection),
+                    false => Ok(evicted.victims),
                 }
             });
         match result {
@@ -54,13 +56,14 @@ impl Writer {
             self.note_unsynced(0);
         }
         // What another process has evicted takes up room for as long as it is open here.
-        store.files.close_unlinked();
+        store.files.close_gone();
+        store.files.reap();
     }
 
     /// Writes no more to a file.
     pub(super) fn let_go(&mut self, number: u64) {
-        if self.segment.as_ref().is_some_and(|s| s.number == number) {
-            self.segment = None;
+        for segment in &mut self.segments {
+            segment.take_if(|segment| segment.number == number);
         }
         self.blob_files
             .retain(|_, open| open.file.number() != number);
@@ -73,15 +76,15 @@ impl Writer {
             self.written.remove(victim.number);
             self.store.files.remove(victim.number);
             self.store.stats.add(Counter::EvictedBytes, victim.bytes);
-            self.unlink(victim.number);
+            self.store.files.condemn(victim.number);
         }
         // What was written to them and not committed must not be found any more.
         let gone: HashSet<u64> = victims.iter().map(|victim| victim.number).collect();
         let store = &self.store;
-        self.uncommitted.retain(|(digest, location, _)| {
-            let there = !gone.contains(&location.file);
+        self.uncommitted.retain(|written| {
+            let there = !gone.contains(&written.location.file);
             if !there {
-                store.remove_pending(*digest);
+                store.remove_pending(written.digest);
             }
             there
         });
@@ -89,15 +92,6 @@ impl Writer {
         self.unsynced
             .files
             .retain(|number, _| !gone.contains(number));
-    }
-
-    fn unlink(&self, number: u64) {
-        let path = self.store.files.path(number);
-        match self.store.files.unlink(number) {
-            Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => tracing::warn!(?path, %error, "cannot be removed"),
-        }
     }
 
     /// Removes data files that no row names: what a crash between the two left behind.
@@ -108,7 +102,7 @@ impl Writer {
             if matches!(index::file(&self.connection, number), Ok(None)) {
                 let path = self.store.files.path(number);
                 tracing::info!(?path, "removing a data file that nothing names");
-                self.unlink(number);
+                self.store.files.condemn(number);
             }
         }
     }
@@ -143,7 +137,7 @@ impl Writer {
             "the data file is missing or damaged; its chunks will be fetched again"
         );
         let result = self.store.index.write(&mut self.connection, |connection| {
-            space::delete_file(connection, number)
+            eviction::delete_file(connection, number)
         });
         match result {
             Ok(()) => self.remove(&[Victim { number, bytes: 0 }]),

@@ -143,9 +143,12 @@ impl Cache {
     ) -> Result<Option<Digest>, CacheError> {
         let mut hasher = Box::<blake3::Hasher>::default();
         let parts = stream::iter(blob.manifest().slices(0, u64::MAX)).map(|slice| async move {
-            let data = match self.slice_at_hand(blob, slice) {
-                Some(slice) => Some(slice.data),
-                None if fetches => Some(self.chunk(blob, slice.index).await?),
+            let data = match self.data_at_hand(blob, slice.index) {
+                Some(data) => Some(data),
+                None if fetches => Some(
+                    self.join_chunk(blob, slice.index, true, &Arc::default())
+                        .await?,
+                ),
                 None => self.find_here(blob, slice.index).await?,
             };
             Ok::<_, CacheError>(data.map(|data| Slice {

@@ -1,5 +1,5 @@
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{HashMap, hash_map::Entry},
     sync::{Arc, mpsc},
     time::{Duration, Instant},
 };
@@ -8,14 +8,14 @@ use rusqlite::{Connection, params};
 
 use super::{
     CacheError, DataFile,
-    index::{self, Location, PROMISED, WRITER_WAITS},
-    placing::Places,
+    eviction::Victim,
+    index::{self, PROMISED, WRITER_WAITS},
+    placing::Growing,
     ranges::Ranges,
     rows::Row,
-    space::{self, Room, Victim},
-    store::{Command, IfSlow, NewChunk, Pending, Store},
+    store::{Command, Store},
     syncing::{Round, Syncer},
-    writing::{OpenForWriting, Plan, Planned, Segment},
+    writing::{OpenForWriting, Segment, Written},
 };
 use crate::model::Digest;
 
@@ -35,12 +35,13 @@ const MAX_BATCH: usize = 512;
 pub(super) struct Writer {
     pub(super) store: Arc<Store>,
     pub(super) connection: Connection,
-    /// The segment that this process appends to. It holds the lock of the file.
-    pub(super) segment: Option<Segment>,
+    /// The segments that this process appends to, by queue. It holds the locks of the files.
+    pub(super) segments: [Option<Segment>; 2],
     /// Blob files that this process writes to, locked, until the next commit.
     pub(super) blob_files: HashMap<Digest, OpenForWriting>,
+    pub(super) growing: Growing,
     /// Written, not committed.
-    pub(super) uncommitted: Vec<(Digest, Location, u64)>,
+    pub(super) uncommitted: Vec<Written>,
     pub(super) uncommitted_bytes: u64,
     /// Where that was written.
     pub(super) written: Ranges,
@@ -55,10 +56,14 @@ pub(super) struct Writer {
     pub(super) unsynced_since: Option<Instant>,
     /// Bytes that this process has written.
     pub(super) written_bytes: u64,
+    /// Of them, those that were copied out of evicted files.
+    pub(super) copied_bytes: u64,
+    /// Files that all processes had evicted when this one last looked which of its own were.
+    pub(super) evicted: u64,
     /// Whether a sync was asked for.
     pub(super) promised: bool,
     pub(super) counted: Vec<u64>,
-    paused_until: Option<Instant>,
+    pub(super) paused_until: Option<Instant>,
     pub(super) housekeeping_at: Instant,
 }
 
@@ -70,8 +75,9 @@ impl Writer {
             counted: vec![0; store.stats.iter().count()],
             store,
             connection,
-            segment: None,
+            segments: [None, None],
             blob_files: HashMap::new(),
+            growing: Growing::default(),
             uncommitted: Vec::new(),
             uncommitted_bytes: 0,
             written: Ranges::default(),
@@ -81,6 +87,8 @@ impl Writer {
             unsynced_bytes: 0,
             unsynced_since: None,
             written_bytes: 0,
+            copied_bytes: 0,
+            evicted: 0,
             promised: false,
             paused_until: None,
             housekeeping_at: Instant::now(),
@@ -124,7 +132,11 @@ impl Writer {
         }
         self.commit();
         self.housekeeping();
+        let store = Arc::clone(&self.store);
         self.end();
+        // Nothing is held by the writer any more, and what is still read is opened again.
+        store.files.close_all();
+        store.files.reap();
     }
 
     /// Whether to go on.
@@ -202,140 +214,6 @@ impl Writer {
         go_on
     }
 
-    fn chunks(&mut self, chunks: Vec<NewChunk>) {
-        let mut left = self.new_ones(chunks);
-        let waits = left.iter().any(|chunk| chunk.if_slow == IfSlow::Wait);
-        if self
-            .paused_until
-            .is_some_and(|until| Instant::now() < until)
-            || self.is_behind(waits)
-        {
-            self.give_up(left);
-            return;
-        }
-        self.paused_until = None;
-        while !left.is_empty() {
-            let plan = match self.reserve(&mut left) {
-                Ok(Some(plan)) => plan,
-                Ok(None) => {
-                    tracing::warn!(
-                        dir = ?self.store.dir,
-                        "no room for the cache (see --cache-size and --min-free); reading goes on without it"
-                    );
-                    self.pause();
-                    self.give_up(left);
-                    return;
-                }
-                Err(error) => {
-                    tracing::warn!(%error, "no room can be reserved; reading goes on without the cache");
-                    self.pause();
-                    self.give_up(left);
-                    return;
-                }
-            };
-            self.remove(&plan.victims);
-            self.write(plan);
-            // They are open, and so are their locks, until they are committed.
-            if self.blob_files.len() >= self.store.files.most_written() / 2 {
-                self.commit();
-            }
-        }
-    }
-
-    /// Leaves out what another fetch or another process has written meanwhile.
-    fn new_ones(&self, chunks: Vec<NewChunk>) -> Vec<NewChunk> {
-        let mut seen = HashSet::new();
-        let mut new = Vec::with_capacity(chunks.len());
-        for chunk in chunks {
-            let known = match self.store.pending(chunk.digest) {
-                Some(Pending::Written(location, _)) => Some(location),
-                Some(Pending::Queued(_)) | None => index::chunk(&self.connection, chunk.digest)
-                    .ok()
-                    .flatten()
-                    .map(|(location, _)| location),
-            };
-            if let Some(location) = known {
-                chunk.blob.set_place(chunk.position, Some(location));
-                if matches!(self.store.pending(chunk.digest), Some(Pending::Queued(_))) {
-                    self.store.remove_pending(chunk.digest);
-                }
-            } else if seen.insert(chunk.digest) {
-                new.push(chunk);
-            }
-        }
-        new
-    }
-
-    /// Reserves room for as many of the chunks as go into one batch and takes those out of `left`; `None` when there is
-    /// no room.
-    fn reserve(&mut self, left: &mut Vec<NewChunk>) -> Result<Option<Plan>, CacheError> {
-        let store = Arc::clone(&self.store);
-        let segment = self.segment.as_ref().map(|segment| segment.number);
-        let blob_files = self.blob_files.values();
-        let locked = blob_files.map(|open| open.file.number()).collect();
-        let mut taken = 0;
-        let result = store.index.write(&mut self.connection, |connection| {
-            let room = Room::now(&store, connection)?;
-            let mut need = 0;
-            let mut files = HashSet::new();
-            while let Some(chunk) = left.get(taken) {
-                let size = chunk.bytes.len() as u64;
-                files.insert(chunk.blob.digest());
-                let too_many = room.has_blob_file(chunk.blob.manifest().size())
-                    && files.len() > store.files.most_written();
-                if taken > 0 && (need + size > room.batch() || too_many) {
-                    break;
-                }
-                need += size;
-                taken += 1;
-            }
-            let uses = || store.files.uses();
-            let Some(victims) = space::make_room(connection, &room, need, uses)? else {
-                return Ok(None);
-            };
-            // It may have been evicted, or take no more.
-            let segment = match segment {
-                Some(number) => index::file(connection, number)?,
-                None => None,
-            };
-            let mut plan = Places {
-                connection,
-                store: &store,
-                room,
-                segment: segment.as_ref().map(Into::into),
-                grown: HashMap::new(),
-                locked,
-                written: &self.written,
-                planned: Ranges::default(),
-                made: Vec::new(),
-            };
-            let places = left
-                .iter()
-                .take(taken)
-                .map(|chunk| plan.place(chunk))
-                .collect::<rusqlite::Result<Vec<_>>>()?;
-            plan.write_grown()?;
-            Ok(Some((places, plan.made, victims)))
-        })?;
-        let Some((places, made, victims)) = result else {
-            return Ok(None);
-        };
-        let chunks = left
-            .drain(..taken)
-            .zip(places)
-            .map(|(chunk, (target, offset))| Planned {
-                chunk,
-                target,
-                offset,
-            })
-            .collect();
-        Ok(Some(Plan {
-            chunks,
-            made,
-            victims,
-        }))
-    }
-
     /// Names what was written in the index.
     pub(super) fn commit(&mut self) {
         self.commit_within(WRITER_WAITS);
@@ -356,7 +234,6 @@ impl Writer {
             .store
             .index
             .write_within(wait, &mut self.connection, |connection| {
-                let mut there = HashSet::new();
                 let mut evicted = Vec::new();
                 for (number, file) in &changed {
                     if index::file(connection, *number)?.is_none() {
@@ -365,17 +242,12 @@ impl Writer {
                             bytes: 0,
                         });
                     } else {
-                        there.insert(*number);
                         connection
                             .prepare_cached("UPDATE files SET stamp = ? WHERE number = ?")?
                             .execute(params![file.stamp(), index::signed(*number)?])?;
                     }
                 }
-                for (digest, location, size) in &uncommitted {
-                    if there.contains(&location.file) {
-                        index::insert_chunk(connection, *digest, *location, *size)?;
-                    }
-                }
+                insert_written(connection, &self.store, &uncommitted)?;
                 Ok(evicted)
             });
         match committed {
@@ -389,12 +261,33 @@ impl Writer {
                 tracing::warn!(%error, "written chunks could not be named in the index");
             }
         }
-        for (digest, ..) in uncommitted {
-            self.store.remove_pending(digest);
+        for chunk in uncommitted {
+            self.store.remove_pending(chunk.digest);
         }
     }
 
     pub(super) fn pause(&mut self) {
         self.paused_until = Some(Instant::now() + PAUSE);
     }
+}
+
+/// Names in the index what was written to files that nobody has evicted since.
+pub(super) fn insert_written(
+    connection: &Connection,
+    store: &Store,
+    written: &[Written],
+) -> rusqlite::Result<()> {
+    let mut there = HashMap::new();
+    for chunk in written {
+        let number = chunk.location.file;
+        let is_there = match there.entry(number) {
+            Entry::Occupied(known) => *known.get(),
+            Entry::Vacant(new) => *new.insert(index::file(connection, number)?.is_some()),
+        };
+        if is_there {
+            let reads = chunk.reads + u32::from(store.uses.take(chunk.digest));
+            index::insert_chunk(connection, chunk.digest, chunk.location, chunk.size, reads)?;
+        }
+    }
+    Ok(())
 }

@@ -4,9 +4,9 @@ use rustix::fs::OFlags;
 
 use super::{
     Counter, DataFile,
+    eviction::Queue,
     index::{self, FileRow, Location},
     placing::Target,
-    space::Victim,
     store::{NewChunk, Pending},
     writer::Writer,
 };
@@ -15,6 +15,15 @@ use crate::model::Digest;
 pub(super) struct Segment {
     pub(super) number: u64,
     open: OpenForWriting,
+}
+
+/// A chunk that was written and that no row names yet.
+pub(super) struct Written {
+    pub(super) digest: Digest,
+    pub(super) location: Location,
+    pub(super) size: u64,
+    /// How often it was read before it was written here.
+    pub(super) reads: u32,
 }
 
 /// A file, and the lock on it: at most one process writes to a data file at a time.
@@ -36,7 +45,6 @@ pub(super) struct Plan {
     pub(super) chunks: Vec<Planned>,
     /// Rows that were made, to be made files.
     pub(super) made: Vec<(FileRow, Target)>,
-    pub(super) victims: Vec<Victim>,
 }
 
 // Writing planned chunks to their data files, which are made or adopted for that.
@@ -54,12 +62,11 @@ impl Writer {
         }
         for (target, planned) in by_target {
             let file = match target {
-                Target::Segment(number) => self
-                    .segment
+                Target::Segment(number, queue) => self.segments[queue as usize]
                     .as_ref()
                     .filter(|segment| segment.number == number)
                     .map(|segment| Arc::clone(&segment.open.file))
-                    .or_else(|| self.adopt_segment(number)),
+                    .or_else(|| self.adopt_segment(number, queue)),
                 Target::Blob(blob) => self.open_blob_file(blob),
             };
             let gone = io::Error::from(io::ErrorKind::NotFound);
@@ -107,7 +114,12 @@ impl Writer {
             chunk.blob.set_place(chunk.position, Some(location));
             self.store
                 .set_pending(chunk.digest, Pending::Written(location, size));
-            self.uncommitted.push((chunk.digest, location, size));
+            self.uncommitted.push(Written {
+                digest: chunk.digest,
+                location,
+                size,
+                reads: chunk.stays.unwrap_or_default(),
+            });
             self.written.insert(location.file, offset, size);
             self.uncommitted_bytes += size;
             self.store.stats.add(Counter::WrittenBytes, size);
@@ -139,8 +151,8 @@ impl Writer {
         // Nothing is in it but what this process will write.
         open.file.trust_all();
         match target {
-            Target::Segment(_) => {
-                self.segment = Some(Segment {
+            Target::Segment(_, queue) => {
+                self.segments[queue as usize] = Some(Segment {
                     number: row.number,
                     open,
                 });
@@ -166,11 +178,11 @@ impl Writer {
         }
     }
 
-    fn adopt_segment(&mut self, number: u64) -> Option<Arc<DataFile>> {
+    fn adopt_segment(&mut self, number: u64, queue: Queue) -> Option<Arc<DataFile>> {
         let row = index::file(&self.connection, number).ok()??;
         let open = self.open_for_writing(&row).ok()??;
         let file = Arc::clone(&open.file);
-        self.segment = Some(Segment { number, open });
+        self.segments[queue as usize] = Some(Segment { number, open });
         Some(file)
     }
 

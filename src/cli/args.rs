@@ -213,7 +213,7 @@ impl CacheArgs {
             min_free: self.min_free,
             memory,
             trust_streams: matches!(self.trust, Trust::Stream),
-            waits_for_disk: false,
+            keeps: false,
             bandwidth: self.bandwidth.unwrap_or_default(),
         }
     }

@@ -38,7 +38,7 @@ pub(super) fn resized_cache(cache: &CacheArgs, remotes: &RemoteArgs) -> anyhow::
 /// The same, for what is to keep all that it fetches.
 pub(super) fn keeping_cache(cache: &CacheArgs, remotes: &RemoteArgs) -> anyhow::Result<Arc<Cache>> {
     let config = Config {
-        waits_for_disk: true,
+        keeps: true,
         ..cache.config(true)
     };
     Ok(Cache::open(&config, chain(remotes)?)?)

@@ -73,6 +73,9 @@ impl Scheduler {
         if self.cache.is_near(blob, position) {
             return Ok(());
         }
+        if kind == Kind::Profile {
+            self.cache.note_known_use(blob, position);
+        }
         self.ledger.began(chunk.digest, chunk.size, kind, source);
         let entry = Open(&self.ledger, chunk.digest);
         if let Prefetched::Came { awaited } = self.cache.prefetch(blob, position).await? {

@@ -5,6 +5,7 @@
 //! - `index`: an index that is held, cannot be written, or is gone
 //! - `directory`: the directory is moved or emptied, or has files of others
 //! - `medium`: bytes that change below the filesystem
+//! - `scan`: what stays when there is too little room
 //! - `slow`: a disk that hangs, or fails to sync
 
 #![allow(
@@ -19,6 +20,7 @@ mod directory;
 mod disk;
 mod index;
 mod medium;
+mod scan;
 mod slow;
 #[path = "../support/mod.rs"]
 mod support;

@@ -229,7 +229,7 @@ async fn filesystem(scratch: &Scratch, source: &Path, xattr: bool) -> Arc<Filesy
         memory: 16 << 20,
         resizes: true,
         trust_streams: false,
-        waits_for_disk: false,
+        keeps: false,
         bandwidth: Bandwidth::default(),
     };
     let chain = Chain::new(remote::open(&scratch.remote(), &policy).unwrap(), policy);

@@ -61,7 +61,7 @@ pub fn cache_at(dir: &Path, chain: Chain) -> Arc<Cache> {
         memory: 32 << 20,
         resizes: true,
         trust_streams: false,
-        waits_for_disk: false,
+        keeps: false,
         bandwidth: castore::cache::Bandwidth::default(),
     };
     Cache::open(&config, chain).unwrap()

@@ -2,7 +2,7 @@
 
 use rusqlite::{Connection, OptionalExtension, params};
 
-use super::{signed, unsigned};
+use super::{super::eviction::Queue, signed, unsigned};
 use crate::model::Digest;
 
 /// Where a chunk lies on disk.
@@ -45,16 +45,18 @@ pub(in crate::cache) fn insert_chunk(
     digest: Digest,
     location: Location,
     size: u64,
+    reads: u32,
 ) -> rusqlite::Result<()> {
     connection
         .prepare_cached(
-            "INSERT OR IGNORE INTO chunks (digest, file, offset, size) VALUES (?, ?, ?, ?)",
+            "INSERT OR IGNORE INTO chunks (digest, file, offset, size, reads) VALUES (?, ?, ?, ?, ?)",
         )?
         .execute(params![
             digest.as_bytes(),
             signed(location.file)?,
             signed(location.offset)?,
-            signed(size)?
+            signed(size)?,
+            reads
         ])?;
     Ok(())
 }
@@ -96,26 +98,35 @@ pub(in crate::cache) fn blob_file(
         .optional()
 }
 
-/// Segments that have at least `room` bytes left, the fullest first.
+/// Segments of a queue that have at least `room` bytes left, the fullest first.
 pub(in crate::cache) fn open_segments(
     connection: &Connection,
+    queue: Queue,
     room: u64,
 ) -> rusqlite::Result<Vec<FileRow>> {
     connection
         .prepare_cached(
             "SELECT number, length, bytes, stamp FROM files \
-             WHERE blob IS NULL AND length - bytes >= ? ORDER BY bytes DESC LIMIT 8",
+             WHERE blob IS NULL AND queue = ? AND length - bytes >= ? ORDER BY bytes DESC LIMIT 8",
         )?
-        .query_map([signed(room)?], file_row)?
+        .query_map(params![queue as i64, signed(room)?], file_row)?
         .collect()
 }
 
-fn file_row(row: &rusqlite::Row<'_>) -> rusqlite::Result<FileRow> {
+pub(in crate::cache) fn file_row(row: &rusqlite::Row<'_>) -> rusqlite::Result<FileRow> {
     Ok(FileRow {
         number: unsigned(row, 0)?,
         length: unsigned(row, 1)?,
         bytes: unsigned(row, 2)?,
         stamp: row.get(3)?,
+    })
+}
+
+/// A digest in a column.
+pub(in crate::cache) fn digest(row: &rusqlite::Row<'_>, column: usize) -> rusqlite::Result<Digest> {
+    let bytes = row.get_ref(column)?.as_blob()?;
+    Digest::try_from(bytes).map_err(|error| {
+        rusqlite::Error::FromSqlConversionFailure(column, rusqlite::types::Type::Blob, error.into())
     })
 }
 

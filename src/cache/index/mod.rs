@@ -21,10 +21,12 @@ use std::{
 
 use rusqlite::{Connection, OpenFlags, TransactionBehavior, config::DbConfig};
 
+#[cfg(test)]
+pub(super) use self::schema::in_memory;
 pub(super) use self::{
     chunks::{
-        FileRow, Location, blob_file, chunk, chunks_in, delete_chunk, file, insert_chunk, is_taken,
-        open_segments, retire,
+        FileRow, Location, blob_file, chunk, chunks_in, delete_chunk, digest, file, file_row,
+        insert_chunk, is_taken, open_segments, retire,
     },
     names::{delete_name, insert_name, insert_path_info, name, names, path_info, path_infos},
     objects::{
@@ -32,12 +34,10 @@ pub(super) use self::{
         told_manifest,
     },
     totals::{
-        add_counters, counters, data_bytes, data_bytes_before, meta, set_meta, usage, used_bytes,
-        vacuum,
+        add_counters, counters, data_bytes, data_bytes_before, meta, set_meta, sum, usage,
+        used_bytes, vacuum,
     },
 };
-#[cfg(test)]
-pub(super) use self::{schema::in_memory, totals::sum};
 use self::{
     schema::{Unprepared, index_error},
     unchanging::Unchanging,
@@ -223,8 +223,7 @@ impl Index {
     /// The first change after all of the log is in the database begins it anew, and `SQLite` syncs its header in that. Here no writer waits
     /// for it.
     fn begin_log(&self, connection: &Connection) {
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-        let nanos = now.map_or(0, |now| i64::try_from(now.as_nanos()).unwrap_or_default());
+        let nanos = now_nanos();
         let begin = || {
             connection.busy_timeout(Duration::ZERO)?;
             // Another value each time, or nothing would be written.
@@ -325,15 +324,22 @@ pub fn now() -> u64 {
         .map_or(0, |since| since.as_secs())
 }
 
+/// Nanoseconds since 1970, as a column has them.
+pub(super) fn now_nanos() -> i64 {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    now.map_or(0, |now| i64::try_from(now.as_nanos()).unwrap_or(i64::MAX))
+}
+
 /// `SQLite` has signed integers only; what does not fit is refused as if the disk were full.
 pub(super) fn signed(number: u64) -> rusqlite::Result<i64> {
     i64::try_from(number).map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))
 }
 
-fn unsigned(row: &rusqlite::Row<'_>, column: usize) -> rusqlite::Result<u64> {
+pub(super) fn unsigned(row: &rusqlite::Row<'_>, column: usize) -> rusqlite::Result<u64> {
     let number = row.get::<_, i64>(column)?;
     u64::try_from(number).map_err(|_| rusqlite::Error::IntegralValueOutOfRange(column, number))
 }
+
 #[cfg(test)]
 mod tests {
     use super::*;

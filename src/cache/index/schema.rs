@@ -16,11 +16,12 @@ use super::{PROMISED, connect_reader, connect_writer};
 use crate::cache::CacheError;
 
 /// Applied in order; the number of those applied is the schema version (`user_version`).
-const MIGRATIONS: [&str; 4] = [
+const MIGRATIONS: [&str; 5] = [
     include_str!("../../../migrations/0001-first.sql"),
     include_str!("../../../migrations/0002-remotes.sql"),
     include_str!("../../../migrations/0003-profiles.sql"),
     include_str!("../../../migrations/0004-sums.sql"),
+    include_str!("../../../migrations/0005-queues.sql"),
 ];
 /// A process that still uses an index that is gone makes fewer data files than this.
 const SKIPPED: u64 = 1 << 20;
@@ -223,6 +224,7 @@ mod tests {
         Directory { content: u8 },
         DeleteChunk { content: u8 },
         DeleteFile { file: u8 },
+        Queue { file: u8, queue: u8 },
         DeleteDirectories,
     }
 
@@ -234,6 +236,7 @@ mod tests {
             (0..9_u8).prop_map(|content| Change::Directory { content }),
             any::<u8>().prop_map(|content| Change::DeleteChunk { content }),
             (1..9_u8).prop_map(|file| Change::DeleteFile { file }),
+            (1..9_u8, 0..2_u8).prop_map(|(file, queue)| Change::Queue { file, queue }),
             Just(Change::DeleteDirectories),
         ]
     }
@@ -253,11 +256,12 @@ mod tests {
                 if index::file(connection, file.into())?.is_none() {
                     return Ok(());
                 }
-                let location = index::Location {
-                    file: file.into(),
-                    offset: u64::from(content) * 10,
-                };
-                index::insert_chunk(connection, digest(content), location, 10)
+                // As every schema has it.
+                let insert = "INSERT OR IGNORE INTO chunks (digest, file, offset, size) \
+                    VALUES (?, ?, ?, 10)";
+                let digest = digest(content);
+                let row = params![digest.as_bytes(), file, u32::from(content) * 10];
+                connection.execute(insert, row).map(drop)
             }
             Change::Directory { content } => {
                 index::insert_directory(connection, digest(content), &[content])
@@ -271,6 +275,10 @@ mod tests {
                 let delete = "DELETE FROM files WHERE number = ?";
                 connection.execute(delete, [file]).map(drop)
             }
+            Change::Queue { file, queue } => {
+                let update = "UPDATE files SET queue = ? WHERE number = ?";
+                connection.execute(update, [queue, file]).map(drop)
+            }
             Change::DeleteDirectories => connection.execute_batch("DELETE FROM directories"),
         }
     }
@@ -283,15 +291,18 @@ mod tests {
             after in proptest::collection::vec(change(), 0..40),
         ) {
             let connection = in_memory(3);
-            for change in before {
+            let is_older = |change: &Change| !matches!(change, Change::Queue { .. });
+            for change in before.into_iter().filter(is_older) {
                 apply(&connection, change).unwrap();
             }
             connection.execute_batch(MIGRATIONS[3]).unwrap();
+            connection.execute_batch(MIGRATIONS[4]).unwrap();
             for change in after {
                 apply(&connection, change).unwrap();
             }
             for (key, query) in [
                 ("data_bytes", "SELECT coalesce(sum(bytes + 4096), 0) FROM files"),
+                ("main_bytes", "SELECT coalesce(sum(bytes + 4096), 0) FROM files WHERE queue = 1"),
                 ("files", "SELECT count(*) FROM files"),
                 ("chunks", "SELECT count(*) FROM chunks"),
                 ("directories", "SELECT count(*) FROM directories"),
@@ -315,7 +326,7 @@ mod tests {
                 end = offset + size;
                 let digest = Digest::of(&number.to_ne_bytes());
                 let location = index::Location { file: 1, offset };
-                index::insert_chunk(&connection, digest, location, size).unwrap();
+                index::insert_chunk(&connection, digest, location, size, 0).unwrap();
                 expected |= offset < range.0 + range.1 && end > range.0;
             }
             let taken = index::is_taken(&connection, 1, range.0, range.1).unwrap();

@@ -1,0 +1,201 @@
+//! From chunks that came to places for them: room is reserved in the index, which all processes share, and files are evicted for it.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use super::{
+    CacheError,
+    eviction::{self, Evicted},
+    index,
+    placing::Places,
+    ranges::Ranges,
+    space::Room,
+    store::{IfSlow, NewChunk, Pending},
+    writer::{Writer, insert_written},
+    writing::{Plan, Planned},
+};
+
+/// Whoever is to keep what it fetches waits so long for other processes to close what was evicted.
+const HELD: Duration = Duration::from_secs(20);
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+
+/// What became of a reservation.
+enum Reserved {
+    Placed(Plan),
+    /// Files went. It is to be tried again once they are gone.
+    Evicted(Evicted),
+    /// Enough was evicted, and other processes have it open.
+    Held,
+    /// Even an empty cache would have too little room.
+    NoRoom,
+}
+
+impl Writer {
+    pub(super) fn chunks(&mut self, chunks: Vec<NewChunk>) {
+        let mut left = self.new_ones(chunks);
+        let waits = left.iter().any(|chunk| chunk.if_slow == IfSlow::Wait);
+        if self
+            .paused_until
+            .is_some_and(|until| Instant::now() < until)
+            || self.is_behind(waits)
+        {
+            self.give_up(left);
+            return;
+        }
+        self.paused_until = None;
+        let deadline = Instant::now() + HELD;
+        while !left.is_empty() {
+            match self.reserve(&mut left) {
+                Ok(Reserved::Placed(plan)) => self.write(plan),
+                Ok(Reserved::Evicted(evicted)) => {
+                    let kept = self.evict(evicted);
+                    left.splice(0..0, kept);
+                }
+                Ok(Reserved::Held) if waits && Instant::now() < deadline => {
+                    thread::sleep(LOOK_EVERY);
+                }
+                Ok(Reserved::Held) => {
+                    tracing::debug!(dir = ?self.store.dir, "other processes have evicted files open");
+                    self.give_up(left);
+                    return;
+                }
+                Ok(Reserved::NoRoom) => {
+                    tracing::warn!(
+                        dir = ?self.store.dir,
+                        "no room for the cache (see --cache-size and --min-free); reading goes on without it"
+                    );
+                    self.pause();
+                    self.give_up(left);
+                    return;
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "no room can be reserved; reading goes on without the cache");
+                    self.pause();
+                    self.give_up(left);
+                    return;
+                }
+            }
+            // They are open, and so are their locks, until they are committed.
+            if self.blob_files.len() >= self.store.files.most_written() / 2 {
+                self.commit();
+            }
+        }
+    }
+
+    /// Leaves out what another fetch or another process has written meanwhile.
+    fn new_ones(&self, chunks: Vec<NewChunk>) -> Vec<NewChunk> {
+        let mut seen = HashSet::new();
+        let mut new = Vec::with_capacity(chunks.len());
+        for chunk in chunks {
+            let known = match self.store.pending(chunk.digest) {
+                Some(Pending::Written(location, _)) => Some(location),
+                Some(Pending::Queued(_)) | None => index::chunk(&self.connection, chunk.digest)
+                    .ok()
+                    .flatten()
+                    .map(|(location, _)| location),
+            };
+            if let Some(location) = known {
+                chunk.blob.set_place(chunk.position, Some(location));
+                if matches!(self.store.pending(chunk.digest), Some(Pending::Queued(_))) {
+                    self.store.remove_pending(chunk.digest);
+                }
+            } else if seen.insert(chunk.digest) {
+                new.push(chunk);
+            }
+        }
+        new
+    }
+
+    /// Reserves room for as many of the chunks as go into one batch and takes those out of `left`, or evicts for them.
+    fn reserve(&mut self, left: &mut Vec<NewChunk>) -> Result<Reserved, CacheError> {
+        let store = Arc::clone(&self.store);
+        let copies = self.copies();
+        let segments = self
+            .segments
+            .each_ref()
+            .map(|segment| segment.as_ref().map(|segment| segment.number));
+        let blob_files = self.blob_files.values();
+        let locked = blob_files.map(|open| open.file.number()).collect();
+        let mut taken = 0;
+        let seen = &mut self.evicted;
+        let uncommitted = &self.uncommitted;
+        let decided = store.index.write(&mut self.connection, |connection| {
+            let evicted = index::sum(connection, "evicted")?;
+            if std::mem::replace(seen, evicted) != evicted {
+                store.files.close_gone();
+            }
+            let room = Room::now(&store, connection)?;
+            let mut need = 0;
+            let mut files = HashSet::new();
+            while let Some(chunk) = left.get(taken) {
+                let size = chunk.bytes.len() as u64;
+                files.insert(chunk.blob.digest());
+                let too_many = room.has_blob_file(chunk.blob.manifest().size())
+                    && files.len() > store.files.most_written();
+                if taken > 0 && (need + size > room.batch() || too_many) {
+                    break;
+                }
+                need += size;
+                taken += 1;
+            }
+            let made = eviction::make_room(connection, &room, need, copies, || {
+                // What was just written is known when it goes, and so is what is read at this moment.
+                insert_written(connection, &store, uncommitted)?;
+                eviction::note_uses(connection, store.uses())
+            })?;
+            if !made.victims.is_empty() {
+                return Ok(Err(Reserved::Evicted(made)));
+            }
+            if made.not_enough {
+                return Ok(Err(Reserved::NoRoom));
+            }
+            if !room.grants(index::data_bytes(connection)?, need) {
+                return Ok(Err(Reserved::Held));
+            }
+            // They may have been evicted, or take no more.
+            let row = |number: Option<u64>| {
+                let found = number.map(|number| index::file(connection, number));
+                found.transpose().map(Option::flatten)
+            };
+            let [probation, main] = segments;
+            let segments = [row(probation)?, row(main)?];
+            let mut plan = Places {
+                connection,
+                store: &store,
+                room,
+                segments: segments.each_ref().map(|row| row.as_ref().map(Into::into)),
+                grown: HashMap::new(),
+                locked,
+                growing: &mut self.growing,
+                written: &self.written,
+                planned: Ranges::default(),
+                made: Vec::new(),
+            };
+            let places = left
+                .iter()
+                .take(taken)
+                .map(|chunk| plan.place(chunk))
+                .collect::<rusqlite::Result<Vec<_>>>()?;
+            plan.write_grown()?;
+            Ok(Ok((places, plan.made)))
+        })?;
+        let (places, made) = match decided {
+            Ok(placed) => placed,
+            Err(other) => return Ok(other),
+        };
+        let chunks = left
+            .drain(..taken)
+            .zip(places)
+            .map(|(chunk, (target, offset))| Planned {
+                chunk,
+                target,
+                offset,
+            })
+            .collect();
+        Ok(Reserved::Placed(Plan { chunks, made }))
+    }
+}
