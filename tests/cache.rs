@@ -24,7 +24,7 @@ use std::{
 use async_trait::async_trait;
 use bytes::Bytes;
 use castore::{
-    cache::{Blob, Cache, CacheError, ChunkData, Config, Counter, Quota, Slice},
+    cache::{Blob, Cache, CacheError, Check, ChunkData, Config, Counter, Quota, Slice},
     import::{self, Options, Progress},
     model::{Digest, Manifest, Name, Node, OutputHash, SizeRule},
     remote::{
@@ -168,6 +168,7 @@ fn config(dir: PathBuf, size: u64) -> Config {
         resizes: true,
         trust_streams: false,
         keeps: false,
+        check: Check::Stamp,
         bandwidth: castore::cache::Bandwidth::default(),
     }
 }

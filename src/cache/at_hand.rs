@@ -10,7 +10,7 @@ use std::{
 use tokio::sync::broadcast;
 
 use super::{
-    Blob, CacheError, ChunkData, Config, Counter, Pace, Slice, Stats,
+    Blob, CacheError, Check, ChunkData, Config, Counter, Pace, Slice, Stats,
     blob::{ONE_CHUNK, known_blob},
     closure::ClosureFlight,
     data_file::Trust,
@@ -54,6 +54,7 @@ pub struct Cache {
     pub(super) manifests: Flights<Digest, Option<Manifest>>,
     pub(super) names: NameFlights,
     pub(super) trust_streams: bool,
+    pub(super) check: Check,
     /// Closures on their way, by their root. The lock is held for a map operation only; a flight's own lock may be taken under it.
     pub(super) closures: Mutex<HashMap<Digest, Arc<ClosureFlight>>>,
     /// Closures that are not taken as a whole. The lock is held for a set operation only.
@@ -127,6 +128,7 @@ impl Cache {
             manifests: Flights::default(),
             names: NameFlights::default(),
             trust_streams: config.trust_streams,
+            check: config.check,
             wrong: broadcast::channel(64).0,
             stats,
             writer: Mutex::new(Some(WriterThread { thread, ended })),
@@ -202,6 +204,12 @@ impl Cache {
         self.wrong.subscribe()
     }
 
+    /// When bytes on disk are hashed that are served.
+    #[must_use]
+    pub const fn check(&self) -> Check {
+        self.check
+    }
+
     /// What messages call the remotes.
     #[must_use]
     pub fn remote_address(&self) -> &str {
@@ -270,7 +278,9 @@ impl Cache {
 
     /// The same, of a whole chunk, for whoever is no reader.
     pub(super) fn data_at_hand(&self, blob: &Blob, position: usize) -> Option<ChunkData> {
-        if let Some(data) = self.trusted_place(blob, position) {
+        if self.check == Check::Stamp
+            && let Some(data) = self.trusted_place(blob, position)
+        {
             return Some(data);
         }
         let chunk = blob.chunk(position)?;

@@ -1,5 +1,7 @@
 use std::{path::PathBuf, str::FromStr};
 
+use super::Check;
+
 /// What a cache is told when it is opened.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -12,6 +14,8 @@ pub struct Config {
     pub min_free: Quota,
     /// Bytes for the memory tier and everything in flight together.
     pub memory: u64,
+    /// When bytes on disk are hashed that are served.
+    pub check: Check,
     /// Serve the bytes of a blob that its remote does not cut as they come, before the whole was verified.
     pub trust_streams: bool,
     pub bandwidth: Bandwidth,

@@ -226,7 +226,10 @@ impl Cache {
             return Ok(None);
         }
         let (cache, blob) = (Arc::clone(self), Arc::clone(blob));
-        let find = move || cache.find_on_disk(&blob, position, Check::Stamp);
+        let find = move || match cache.check {
+            Check::Stamp => cache.find_on_disk(&blob, position, Check::Stamp),
+            Check::Always => cache.read_from_disk(&blob, position),
+        };
         let on_disk = tokio::task::spawn_blocking(find);
         on_disk.await.map_err(|_| CacheError::Aborted)
     }

@@ -1,4 +1,6 @@
-use std::sync::Arc;
+use std::{io, sync::Arc};
+
+use bytes::Bytes;
 
 use super::{
     Blob, Cache, ChunkData, Counter, DataFile,
@@ -6,7 +8,7 @@ use super::{
     index::{self, Location},
     store::{Command, Pending},
 };
-use crate::model::Digest;
+use crate::model::{Chunk, Digest};
 
 /// When the bytes of a chunk on disk are hashed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,29 +28,63 @@ impl Cache {
         position: usize,
         check: Check,
     ) -> Option<ChunkData> {
-        let chunk = blob.chunk(position)?;
-        let pending = self.store.pending(chunk.digest);
-        let location = match pending {
-            Some(Pending::Queued(bytes)) => {
-                let right = bytes.len() as u64 == chunk.size;
-                return right.then_some(ChunkData::Memory(bytes));
-            }
-            Some(Pending::Written(location, size)) => Some((location, size)),
-            None => self.store.locate(chunk.digest),
+        let chunk = *blob.chunk(position)?;
+        let location = match self.locate(&chunk)? {
+            Located::Queued(bytes) => return Some(ChunkData::Memory(bytes)),
+            Located::OnDisk(location) => location,
         };
-        let found = match location {
-            Some((location, size)) if size == chunk.size => self
-                .open_verified(chunk.digest, location, size, check)
-                .map(|file| (file, location)),
-            Some(_) | None => None,
-        };
-        blob.set_place(position, found.as_ref().map(|(_, location)| *location));
-        let (file, location) = found?;
+        let found = self.open_verified(chunk.digest, location, chunk.size, check);
+        blob.set_place(position, found.as_ref().map(|_| location));
+        let file = found?;
         if check == Check::Stamp {
             file.touch(index::now());
         }
         self.stats().add(Counter::DiskHits, 1);
         Some(ChunkData::Disk(file, location.offset))
+    }
+
+    /// As [`Cache::find_on_disk`], into memory: the bytes that are hashed are those that are served. Blocks on the disk.
+    pub(super) fn read_from_disk(&self, blob: &Blob, position: usize) -> Option<ChunkData> {
+        let chunk = *blob.chunk(position)?;
+        let location = match self.locate(&chunk)? {
+            Located::Queued(bytes) => return Some(ChunkData::Memory(bytes)),
+            Located::OnDisk(location) => location,
+        };
+        let read = |file: &DataFile| {
+            let mut bytes = vec![0; usize::try_from(chunk.size).map_err(io::Error::other)?];
+            file.read_exact_at(&mut bytes, location.offset)?;
+            let right = Digest::of(&bytes) == chunk.digest;
+            Ok(right.then(|| Bytes::from(bytes)))
+        };
+        let file = self.open_present(location, chunk.size)?.0;
+        let bytes = self.undamaged(chunk.digest, location, read(&file))?;
+        file.touch(index::now());
+        self.stats().add(Counter::DiskHits, 1);
+        self.memory.chunks.insert(chunk.digest, bytes.clone());
+        Some(ChunkData::Memory(bytes))
+    }
+
+    fn locate(&self, chunk: &Chunk) -> Option<Located> {
+        let (location, size) = match self.store.pending(chunk.digest) {
+            Some(Pending::Queued(bytes)) => {
+                let right = bytes.len() as u64 == chunk.size;
+                return right.then_some(Located::Queued(bytes));
+            }
+            Some(Pending::Written(location, size)) => (location, size),
+            None => self.store.locate(chunk.digest)?,
+        };
+        (size == chunk.size).then_some(Located::OnDisk(location))
+    }
+
+    fn open_present(&self, location: Location, size: u64) -> Option<(Arc<DataFile>, Trust)> {
+        let file = self.store.open_file(location.file, &self.commands)?;
+        match file.trust(location.offset, size) {
+            Trust::Gone => {
+                self.store.files.remove(location.file);
+                None
+            }
+            trust => Some((file, trust)),
+        }
     }
 
     fn open_verified(
@@ -58,21 +94,26 @@ impl Cache {
         size: u64,
         check: Check,
     ) -> Option<Arc<DataFile>> {
-        let file = self.store.open_file(location.file, &self.commands)?;
-        match file.trust(location.offset, size) {
-            Trust::Verified if check == Check::Stamp => return Some(file),
-            Trust::Gone => {
-                self.store.files.remove(location.file);
-                return None;
-            }
-            Trust::Verified | Trust::Unknown => {}
+        let (file, trust) = self.open_present(location, size)?;
+        if trust == Trust::Verified && check == Check::Stamp {
+            return Some(file);
         }
-        let problem = match file.verify(digest, location.offset, size) {
-            Ok(true) => {
-                self.send(Command::Verified(Arc::clone(&file)));
-                return Some(file);
-            }
-            Ok(false) => "its bytes are not what its digest says".to_owned(),
+        let verified = file.verify(digest, location.offset, size);
+        self.undamaged(digest, location, verified.map(|right| right.then_some(())))?;
+        self.send(Command::Verified(Arc::clone(&file)));
+        Some(file)
+    }
+
+    /// What was read of a chunk, where it is right; else the chunk is forgotten.
+    fn undamaged<T>(
+        &self,
+        digest: Digest,
+        location: Location,
+        read: io::Result<Option<T>>,
+    ) -> Option<T> {
+        let problem = match read {
+            Ok(Some(right)) => return Some(right),
+            Ok(None) => "its bytes are not what its digest says".to_owned(),
             Err(error) => error.to_string(),
         };
         self.stats().add(Counter::DamagedChunks, 1);
@@ -81,4 +122,10 @@ impl Cache {
         self.send(Command::Damaged(digest, location));
         None
     }
+}
+
+/// Where a chunk is that is not in the memory tier.
+enum Located {
+    Queued(Bytes),
+    OnDisk(Location),
 }

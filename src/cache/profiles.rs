@@ -2,10 +2,18 @@ use std::{io::Read, sync::Arc};
 
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
-use super::{Cache, CacheError, index::now, rows, store::Command};
+use super::{
+    Cache, CacheError,
+    index::{self, now},
+    rows,
+    store::Command,
+};
 
 /// Profiles that are kept; the oldest goes first.
 const KEPT: u32 = 256;
+/// Part of the quota that they may take together, and what they may take of any.
+const PART: u64 = 32;
+const MIN_BYTES: u64 = 1 << 20;
 /// The longest text of one, in bytes.
 const MAX_TEXT: u64 = 64 << 20;
 /// Of zstd.
@@ -91,7 +99,19 @@ fn one(
     }))
 }
 
+/// Keeps a profile, unless it takes more by itself than all may together.
 pub(super) fn insert(connection: &Connection, profile: &NewProfile) -> rusqlite::Result<()> {
+    let quota = index::meta(connection, "quota")?.unwrap_or_default();
+    let most = (quota / PART).max(MIN_BYTES);
+    if profile.compressed.len() as u64 > most {
+        tracing::warn!(
+            tree = profile.tree,
+            bytes = profile.compressed.len(),
+            most,
+            "the profile is too large to be kept (see --cache-size)"
+        );
+        return Ok(());
+    }
     connection
         .prepare_cached(
             "INSERT INTO profiles (tree, name, recorded_at, profile) VALUES (?, ?, ?, ?) \
@@ -106,9 +126,50 @@ pub(super) fn insert(connection: &Connection, profile: &NewProfile) -> rusqlite:
         ])?;
     connection
         .prepare_cached(
-            "DELETE FROM profiles WHERE tree IN \
-             (SELECT tree FROM profiles ORDER BY recorded_at DESC LIMIT -1 OFFSET ?)",
+            "DELETE FROM profiles WHERE tree IN (SELECT tree FROM (SELECT tree, \
+             row_number() OVER newest AS number, sum(length(profile)) OVER newest AS bytes \
+             FROM profiles WINDOW newest AS (ORDER BY recorded_at DESC, tree)) \
+             WHERE number > ? OR bytes > ?)",
         )?
-        .execute([KEPT])?;
+        .execute(params![KEPT, index::signed(most)?])?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// They took more than half of the quota, and all directories went for them.
+    #[test]
+    fn they_take_a_part_of_the_quota() {
+        let connection = index::in_memory(usize::MAX);
+        index::set_meta(&connection, "quota", 64 << 20).unwrap();
+        let insert_one = |number: u32, bytes: usize| {
+            let profile = NewProfile {
+                tree: number.to_string(),
+                name: None,
+                compressed: vec![1; bytes],
+            };
+            insert(&connection, &profile).unwrap();
+            // In the order in which they came.
+            let update = "UPDATE profiles SET recorded_at = ?1 WHERE tree = ?1";
+            connection.execute(update, [number]).unwrap();
+        };
+        let kept = || -> Vec<u32> {
+            let query = "SELECT recorded_at FROM profiles ORDER BY recorded_at";
+            let mut statement = connection.prepare(query).unwrap();
+            let rows = statement.query_map([], |row| row.get(0)).unwrap();
+            rows.collect::<rusqlite::Result<_>>().unwrap()
+        };
+        for number in 0..10 {
+            insert_one(number, 500 << 10);
+        }
+        assert_eq!(kept(), [6, 7, 8, 9]);
+        insert_one(10, 3 << 20);
+        assert_eq!(kept(), [6, 7, 8, 9], "one is too large by itself");
+        for number in 20..320 {
+            insert_one(number, 10);
+        }
+        assert_eq!(kept(), (64..320).collect::<Vec<_>>());
+    }
 }

@@ -4,7 +4,7 @@ use clap::{Args, ValueEnum};
 
 use super::paths;
 use crate::{
-    cache::{self, Bandwidth, Quota},
+    cache::{self, Bandwidth, Check, Quota},
     remote::{self, Outage, Policy, parse_duration},
 };
 
@@ -179,6 +179,25 @@ pub(super) struct CacheArgs {
         default_value = "verified"
     )]
     pub(super) trust: Trust,
+
+    /// When cached bytes are hashed that are read: once while nobody writes to their file, or always
+    ///
+    /// What the disk itself makes of them is seen with always alone. It costs a hash of the whole chunk for each read that memory does not
+    /// answer, and the kernel keeps nothing of what is read from a mount.
+    #[arg(
+        long,
+        env = "CASTORE_VERIFY",
+        value_name = "WHEN",
+        default_value = "stamp"
+    )]
+    pub(super) verify: Verify,
+}
+
+/// When cached bytes are hashed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum Verify {
+    Stamp,
+    Always,
 }
 
 /// What may be served.
@@ -212,6 +231,10 @@ impl CacheArgs {
             resizes,
             min_free: self.min_free,
             memory,
+            check: match self.verify {
+                Verify::Stamp => Check::Stamp,
+                Verify::Always => Check::Always,
+            },
             trust_streams: matches!(self.trust, Trust::Stream),
             keeps: false,
             bandwidth: self.bandwidth.unwrap_or_default(),

@@ -60,7 +60,7 @@ use self::{
     root::ROOT_ID,
 };
 use crate::{
-    cache::Cache,
+    cache::{Cache, Check},
     model::{Digest, Directory, Node},
     prefetch::{self, Prefetch},
 };
@@ -150,6 +150,11 @@ impl Filesystem {
             recent_errors: RecentErrors::default(),
             counted: Counted::default(),
         }
+    }
+
+    /// Whether each byte is hashed that is served from the disk, so that nobody else is to keep it.
+    pub(crate) fn hashes_always(&self) -> bool {
+        self.cache.check() == Check::Always
     }
 
     #[must_use]

@@ -6,7 +6,7 @@ use std::{
 };
 
 use castore::{
-    cache::{Bandwidth, Cache, Config, Quota},
+    cache::{Bandwidth, Cache, Check, Config, Quota},
     fs::{
         Filesystem, Options, Root,
         dispatch::{self, Dispatcher, Transport},
@@ -230,6 +230,7 @@ async fn filesystem(scratch: &Scratch, source: &Path, xattr: bool) -> Arc<Filesy
         resizes: true,
         trust_streams: false,
         keeps: false,
+        check: Check::Stamp,
         bandwidth: Bandwidth::default(),
     };
     let chain = Chain::new(remote::open(&scratch.remote(), &policy).unwrap(), policy);

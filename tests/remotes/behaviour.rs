@@ -9,7 +9,7 @@ use std::{
 
 use bytes::Bytes;
 use castore::{
-    cache::{Cache, Config, Quota, Slice},
+    cache::{Cache, Check, Config, Quota, Slice},
     copy,
     import::{self, Options, Progress},
     model::{Digest, Directory, Entry, EntryRef, Manifest, Name, Node, NodeRef, SizeRule},
@@ -62,6 +62,7 @@ pub fn cache_at(dir: &Path, chain: Chain) -> Arc<Cache> {
         resizes: true,
         trust_streams: false,
         keeps: false,
+        check: Check::Stamp,
         bandwidth: castore::cache::Bandwidth::default(),
     };
     Cache::open(&config, chain).unwrap()

@@ -144,7 +144,14 @@ impl fmt::Debug for Dispatcher {
 impl Dispatcher {
     /// Must be called within a tokio runtime, in which requests that miss will wait.
     #[must_use]
-    pub fn new(fs: Arc<Filesystem>, transport: Arc<dyn Transport>, options: Options) -> Arc<Self> {
+    pub fn new(
+        fs: Arc<Filesystem>,
+        transport: Arc<dyn Transport>,
+        mut options: Options,
+    ) -> Arc<Self> {
+        if fs.hashes_always() {
+            options.io_mode = IoMode::Direct;
+        }
         let pending = Arc::new(Pending::default());
         let watcher = tokio::spawn(waiting::watch_callers(Arc::clone(&pending))).abort_handle();
         Arc::new(Self {

@@ -49,6 +49,8 @@ pub enum IoMode {
     Small,
     /// Each open is answered: what passing large files through to the kernel builds on.
     Large,
+    /// Each open is answered, and the kernel keeps nothing of what is read.
+    Direct,
 }
 
 /// What is answered to INIT.
@@ -78,7 +80,7 @@ pub(super) const fn agree(kernel: &InitIn, flags2: u32, mode: IoMode) -> Negotia
     }
     let wanted = match mode {
         IoMode::Small => WANTED | NO_OPEN_SUPPORT,
-        IoMode::Large => WANTED,
+        IoMode::Large | IoMode::Direct => WANTED,
     };
     Negotiated::Answer {
         minor: if kernel.minor < MINOR {

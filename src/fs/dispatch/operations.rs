@@ -199,6 +199,12 @@ impl Dispatcher {
                     reply.errno(libc::ENOSYS);
                 }
             }
+            IoMode::Direct => {
+                self.fs.opened(node);
+                if !opened(take, 0, FOPEN_NOFLUSH | FOPEN_DIRECT_IO) {
+                    self.fs.released(node);
+                }
+            }
             IoMode::Large => {
                 // What turns out to be wrong later can be taken back by a notification, or must not be kept.
                 let limit = match self.maps_direct_io.load(Ordering::Relaxed) {
