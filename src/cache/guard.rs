@@ -1,6 +1,6 @@
 use std::{
     fs, io,
-    os::unix::fs::{DirBuilderExt, PermissionsExt},
+    os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -29,6 +29,24 @@ pub enum GuardError {
         cause: Arc<io::Error>,
     },
     #[error(
+        "the cache directory {path:?} belongs to the user with id {owner}, who decides what is in it and could not read what \
+         is put there; run castore as that user, or name another directory with --cache-dir"
+    )]
+    Foreign {
+        path: PathBuf,
+        /// A user's id.
+        owner: u32,
+    },
+    #[error(
+        "everybody can write to the cache directory {path:?} (mode {mode:04o}), and so have others see what is not in their trees; \
+         name a directory in it that is yours alone, such as --cache-dir {suggested:?}"
+    )]
+    Open {
+        path: PathBuf,
+        mode: u32,
+        suggested: PathBuf,
+    },
+    #[error(
         "the cache directory {path:?} is on {kind}, where the index (SQLite) is not safe; \
          name one on a local disk with --cache-dir"
     )]
@@ -36,7 +54,8 @@ pub enum GuardError {
 }
 
 /// Makes the directory (mode 0700) where it is not there, and checks that a cache can live in it. One that has a cache and cannot be
-/// written is right too: it is read.
+/// written is right too: it is read. Whoever can write to it can change what names stand for, so it belongs to the user or to root, and
+/// nobody else may write to it.
 ///
 /// # Errors
 /// See [`GuardError`].
@@ -59,6 +78,10 @@ pub fn prepare(path: &Path) -> Result<PathBuf, GuardError> {
         fs::set_permissions(path, fs::Permissions::from_mode(0o700)).map_err(create_failed)?;
     }
     let path = path.canonicalize().map_err(create_failed)?;
+    check_owner(&path).map_err(|refused| match refused {
+        Refused::Cause(cause) => write_failed(cause),
+        Refused::Guard(error) => error,
+    })?;
     let filesystem = rustix::fs::statfs(&path).map_err(|error| write_failed(error.into()))?;
     let magic = filesystem.f_type as i64;
     if let Some(kind) = refused(magic) {
@@ -79,6 +102,48 @@ pub fn prepare(path: &Path) -> Result<PathBuf, GuardError> {
         Err(error) if !can_be_read() => Err(write_failed(error)),
         Ok(()) | Err(_) => Ok(path),
     }
+}
+
+enum Refused {
+    Cause(io::Error),
+    Guard(GuardError),
+}
+
+impl From<io::Error> for Refused {
+    fn from(cause: io::Error) -> Self {
+        Self::Cause(cause)
+    }
+}
+
+/// Refuses a directory whose content others decide on. One of the user's own that is as good as new is closed to them.
+fn check_owner(path: &Path) -> Result<(), Refused> {
+    let metadata = fs::metadata(path)?;
+    let (owner, mode) = (metadata.uid(), metadata.mode() & 0o7777);
+    let ours = owner == rustix::process::geteuid().as_raw();
+    if !ours && owner != 0 {
+        return Err(Refused::Guard(GuardError::Foreign {
+            path: path.to_owned(),
+            owner,
+        }));
+    }
+    if mode & 0o002 == 0 {
+        return Ok(());
+    }
+    let is_cache = path.join("index.sqlite").exists();
+    let is_new = || fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_none());
+    if ours && mode & 0o1000 == 0 && (is_cache || is_new()) {
+        tracing::warn!(
+            ?path,
+            "everybody could write to the cache directory; its mode is 0700 now"
+        );
+        fs::set_permissions(path, fs::Permissions::from_mode(0o700))?;
+        return Ok(());
+    }
+    Err(Refused::Guard(GuardError::Open {
+        path: path.to_owned(),
+        mode,
+        suggested: path.join("castore"),
+    }))
 }
 
 /// The name of a filesystem that is refused.
@@ -115,6 +180,34 @@ mod tests {
             0o700
         );
         assert_eq!(prepare(&path).unwrap(), made);
+    }
+
+    #[test]
+    fn others_cannot_write_to_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("open");
+        let set = |mode| fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+        let mode = || fs::metadata(&path).unwrap().mode() & 0o7777;
+        fs::create_dir(&path).unwrap();
+        // As a volume of a container is made.
+        set(0o777);
+        prepare(&path).unwrap();
+        assert_eq!(mode(), 0o700);
+        fs::remove_dir(path.join("data")).unwrap();
+        // As `/tmp` is, and one that is not the cache's alone.
+        for (open, file) in [(0o1777, None), (0o777, Some("somebody's"))] {
+            if let Some(name) = file {
+                fs::write(path.join(name), "").unwrap();
+            }
+            set(open);
+            let error = prepare(&path).unwrap_err();
+            assert!(matches!(error, GuardError::Open { .. }), "{error}");
+            assert_eq!(mode(), open);
+        }
+        // A group's is its own affair.
+        set(0o770);
+        prepare(&path).unwrap();
+        assert_eq!(mode(), 0o770);
     }
 
     #[test]

@@ -199,8 +199,8 @@ fn open_log(path: &Path) -> anyhow::Result<File> {
         .create(true)
         .append(true)
         .mode(0o600)
-        // A link may lead to a file of somebody else's choice.
-        .custom_flags(libc::O_NOFOLLOW)
+        // A link may lead to a file of somebody else's choice, and a pipe would be waited for.
+        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
         .open(path)
         .with_context(|| format!("the log {path:?} cannot be opened"))
 }

@@ -109,12 +109,13 @@ pub(super) struct Merged {
 }
 
 /// Keys of `[cache]` and their flags.
-pub(super) const CACHE_KEYS: [(&str, &str); 5] = [
+pub(super) const CACHE_KEYS: [(&str, &str); 6] = [
     ("dir", "cache-dir"),
     ("size", "cache-size"),
     ("min-free", "min-free"),
     ("memory", "memory"),
     ("trust", "trust"),
+    ("verify", "verify"),
 ];
 
 /// Options of a gRPC remote that name files.
