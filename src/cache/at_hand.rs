@@ -19,6 +19,7 @@ use super::{
     memory::Memory,
     names::NameFlights,
     readers::{Readers, Waiting},
+    shared_flights::SharedFlights,
     store::{Command, Store},
     throttle::Throttle,
     uses::READ_AGAIN,
@@ -70,6 +71,7 @@ pub struct Cache {
     pub(super) wrong: broadcast::Sender<Digest>,
     pub(super) writer: Mutex<Option<WriterThread>>,
     pub(super) readers: Readers,
+    pub(super) shared_flights: SharedFlights,
     pub(super) throttle: Throttle,
     /// The lock is held for a look only.
     pace: Mutex<Pace>,
@@ -113,6 +115,7 @@ impl Cache {
             })
             .map_err(|error| CacheError::io(&store.dir, error))?;
         Ok(Arc::new(Self {
+            shared_flights: SharedFlights::open(&store.dir),
             store,
             memory: Memory::new(config.memory),
             remote,

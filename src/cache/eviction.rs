@@ -340,7 +340,7 @@ impl Writer {
             bytes,
             blob: Arc::new(blob),
             position: 0,
-            _share: Share::default(),
+            share: Share::default(),
             if_slow: IfSlow::LeaveOut,
             stays: Some(kept.reads),
         })

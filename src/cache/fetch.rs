@@ -8,6 +8,7 @@ use super::{
     blob::known_blob,
     index,
     memory::Share,
+    shared_flights::Turn,
     store::{Command, IfSlow, NewChunk, Pending},
     stream_in::STREAMED,
 };
@@ -246,9 +247,13 @@ impl Cache {
             true => None,
             false => self.in_line(chunk.size, urgency).await,
         };
-        let share = self.share(chunk.size, ahead, urgency).await;
+        let mut share = self.share(chunk.size, ahead, urgency).await;
         let size = Some(chunk.size);
         self.throttle.pass(chunk.size, urgency, self.opened).await;
+        share.flight = match self.turn(blob, position, urgency).await? {
+            Turn::Here(data) => return Ok(data),
+            Turn::Fetch(flight) => flight,
+        };
         let begun = self.pace().begin(self.opened.elapsed());
         let bytes = match self.remote.chunk(chunk.digest, size, urgency).await {
             Ok(bytes) => bytes,
@@ -348,7 +353,7 @@ impl Cache {
             bytes: bytes.clone(),
             blob: Arc::clone(blob),
             position,
-            _share: share,
+            share,
             _queued: Some(queued),
             if_slow,
             stays: None,

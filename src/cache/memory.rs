@@ -4,7 +4,7 @@ use bytes::Bytes;
 use moka::{policy::EvictionPolicy, sync::Cache};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::{Blob, clock::ClockCache};
+use super::{Blob, clock::ClockCache, shared_flights::SharedFlight};
 use crate::model::{Digest, Directory};
 
 /// What a cache needs for each value beside it, in bytes: the key, its place, and its counters.
@@ -78,6 +78,7 @@ impl Memory {
         Share {
             _in_flight: permit.await.ok(),
             _ahead: ahead,
+            flight: None,
         }
     }
 
@@ -112,6 +113,8 @@ pub(super) struct Share {
     _in_flight: Option<OwnedSemaphorePermit>,
     /// A place in the line of those for whom no reader waits.
     _ahead: Option<OwnedSemaphorePermit>,
+    /// Where other processes wait for the same.
+    pub(super) flight: Option<SharedFlight>,
 }
 
 fn weight(bytes: usize) -> u32 {

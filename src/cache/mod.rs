@@ -11,7 +11,7 @@
 //! - `pace`: how fast the remotes are
 //! - `readers`: how many wait
 //! - `throttle`: no more bytes a second than may be
-//! - `flights`: one task per missing object, whatever the number of its waiters
+//! - `flights`: one task per missing object, whatever the number of its waiters; `shared_flights`: and one process
 //! - `local_directory`: directories in memory and in the index
 //! - `local`: what the index knows, and having it know what was fetched; `on_disk`: chunks in data files
 //! - `fetch`, `closure`: bringing and verifying what is missing; `elsewhere`: chunks that are not where a manifest says
@@ -55,6 +55,7 @@ mod ranges;
 mod readers;
 mod reserving;
 mod rows;
+mod shared_flights;
 mod space;
 mod stamp;
 mod stats;

@@ -77,6 +77,14 @@ impl Pace {
         Some((self.bandwidth.get()? * time.as_secs_f64()) as u64)
     }
 
+    /// How long a request of so many bytes takes, about; `None` before anything came.
+    #[must_use]
+    pub fn time_of(&self, bytes: u64) -> Option<Duration> {
+        #[expect(clippy::cast_precision_loss, reason = "an estimate")]
+        let seconds = bytes as f64 / self.bandwidth()?;
+        Some(self.latency()? + Duration::try_from_secs_f64(seconds).ok()?)
+    }
+
     /// Of a request when little is under way; `None` before anything came.
     #[must_use]
     pub fn latency(&self) -> Option<Duration> {

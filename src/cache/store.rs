@@ -91,7 +91,7 @@ pub(super) struct NewChunk {
     pub(super) blob: Arc<Blob>,
     pub(super) position: usize,
     /// Given back once it is written.
-    pub(super) _share: Share,
+    pub(super) share: Share,
     pub(super) _queued: Option<Queued>,
     pub(super) if_slow: IfSlow,
     /// Of one that is copied since it was used: how often it was read, to begin with.
@@ -210,7 +210,10 @@ impl Store {
             let name = name.as_encoded_bytes();
             let bytes = match name {
                 b"index.sqlite-wal" | b"index.sqlite-shm" => &mut others.passing,
-                _ if name.starts_with(b"index.sqlite") || name.starts_with(b"castore.log") => {
+                _ if name.starts_with(b"index.sqlite")
+                    || name.starts_with(b"castore.log")
+                    || name == b"flights" =>
+                {
                     &mut others.staying
                 }
                 _ => &mut others.foreign,

@@ -19,8 +19,8 @@ use super::{
 };
 use crate::model::Digest;
 
-/// Chunks are committed at the latest after this time …
-const COMMIT_AFTER: Duration = Duration::from_millis(500);
+/// Chunks are committed at the latest after this time: other processes may wait for them …
+const COMMIT_AFTER: Duration = Duration::from_millis(100);
 /// … or this many bytes.
 const COMMIT_BYTES: u64 = 64 << 20;
 /// After the disk failed or was full, nothing is written for this time.

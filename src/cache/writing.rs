@@ -7,6 +7,7 @@ use super::{
     eviction::Queue,
     index::{self, FileRow, Location},
     placing::Target,
+    shared_flights::SharedFlight,
     store::{NewChunk, Pending},
     writer::Writer,
 };
@@ -24,6 +25,8 @@ pub(super) struct Written {
     pub(super) size: u64,
     /// How often it was read before it was written here.
     pub(super) reads: u32,
+    /// Other processes are told once a row names it.
+    pub(super) _flight: Option<SharedFlight>,
 }
 
 /// A file, and the lock on it: at most one process writes to a data file at a time.
@@ -105,7 +108,7 @@ impl Writer {
                 .map(|(chunk, offset)| (*offset, chunk.bytes.len() as u64)),
         );
         file.touch(index::now());
-        for (chunk, offset) in written {
+        for (mut chunk, offset) in written {
             let location = Location {
                 file: file.number(),
                 offset,
@@ -119,6 +122,7 @@ impl Writer {
                 location,
                 size,
                 reads: chunk.stays.unwrap_or_default(),
+                _flight: chunk.share.flight.take(),
             });
             self.written.insert(location.file, offset, size);
             self.uncommitted_bytes += size;

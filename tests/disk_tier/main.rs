@@ -6,6 +6,7 @@
 //! - `directory`: the directory is moved or emptied, or has files of others
 //! - `medium`: bytes that change below the filesystem
 //! - `scan`: what stays when there is too little room
+//! - `shared`: what several processes want at the same time
 //! - `slow`: a disk that hangs, or fails to sync
 
 #![allow(
@@ -21,6 +22,7 @@ mod disk;
 mod index;
 mod medium;
 mod scan;
+mod shared;
 mod slow;
 #[path = "../support/mod.rs"]
 mod support;
