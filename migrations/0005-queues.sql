@@ -17,17 +17,10 @@ CREATE TABLE ghosts (
     generation INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
 
--- `main_bytes`: as `data_bytes`, of files in the main queue. `evicted`: files that went, ever.
+-- `main_bytes`: as `data_bytes`, of files in the main queue.
 INSERT INTO sums
-    SELECT 'main_bytes', coalesce(sum(bytes + 4096), 0) FROM files
-    UNION ALL SELECT 'evicted', 0;
+    SELECT 'main_bytes', coalesce(sum(bytes + 4096), 0) FROM files;
 
-DROP TRIGGER file_deleted;
-CREATE TRIGGER file_deleted AFTER DELETE ON files BEGIN
-    UPDATE sums SET value = value - old.bytes - 4096 WHERE key = 'data_bytes';
-    UPDATE sums SET value = value - 1 WHERE key = 'files';
-    UPDATE sums SET value = value + 1 WHERE key = 'evicted';
-END;
 CREATE TRIGGER main_file_inserted AFTER INSERT ON files WHEN new.queue = 1 BEGIN
     UPDATE sums SET value = value + new.bytes + 4096 WHERE key = 'main_bytes';
 END;

@@ -22,7 +22,6 @@ use super::{
     shared_flights::SharedFlights,
     store::{Command, Store},
     throttle::Throttle,
-    uses::READ_AGAIN,
     writer::Writer,
 };
 use crate::{
@@ -323,7 +322,7 @@ impl Cache {
     /// Notes that earlier mounts have read a chunk: it is kept when it comes.
     pub fn note_known_use(&self, blob: &Blob, position: usize) {
         if let Some(chunk) = blob.chunk(position) {
-            self.store.uses.add(chunk.digest, READ_AGAIN);
+            self.store.uses.expect(chunk.digest);
         }
     }
 

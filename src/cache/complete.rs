@@ -2,7 +2,7 @@ use std::sync::Arc;
 
 use futures::TryStreamExt;
 
-use super::{Cache, CacheError, Check, blob::known_blob, index, space::Room};
+use super::{Cache, CacheError, Check, blob::known_blob, index, space::Room, uses::READ_AGAIN};
 use crate::model::{Digest, Node};
 
 // What is here of a tree, for whoever wants all of it. None of it asks a remote.
@@ -12,8 +12,9 @@ impl Cache {
     /// # Errors
     /// When the index cannot be read.
     pub fn capacity(&self) -> Result<u64, CacheError> {
+        let held = self.store.files.reap();
         self.store.index.read(|connection| {
-            let room = Room::now(&self.store, connection)?;
+            let room = Room::now(&self.store, connection, held)?;
             Ok(room.capacity(index::data_bytes(connection)?))
         })
     }
@@ -24,8 +25,9 @@ impl Cache {
     /// # Errors
     /// When the index cannot be read.
     pub fn spare(&self, older_than: u64) -> Result<u64, CacheError> {
+        let held = self.store.files.reap();
         self.store.index.read(|connection| {
-            let room = Room::now(&self.store, connection)?;
+            let room = Room::now(&self.store, connection, held)?;
             let data = index::data_bytes(connection)?;
             let older = index::data_bytes_before(connection, older_than)?;
             Ok(room
@@ -90,6 +92,8 @@ impl Cache {
                     let _place = at_once.acquire().await.map_err(|_| CacheError::Aborted)?;
                     // Others read: whoever brings a whole tree stands back for them.
                     self.chunk_for(blob, position, false).await?;
+                    // Somebody wants to have it here.
+                    self.store.uses.add(chunk.digest, READ_AGAIN);
                     brought(chunk.size);
                     Ok(())
                 }

@@ -18,6 +18,18 @@ const F_SETSIG: libc::c_int = 10;
 /// Of a condemned file: its owner cannot read it, which whoever has it open sees.
 const MODE: Mode = Mode::WUSR;
 
+/// A process closes what was evicted within so many seconds, unless it is stopped.
+const SOON: u64 = 10;
+
+/// Bytes that evicted files take up.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Held {
+    /// Those that will be free in a moment.
+    pub(super) passing: u64,
+    /// Those that somebody has had open for long.
+    pub(super) staying: u64,
+}
+
 /// The evicted files of a cache.
 #[derive(Debug)]
 pub(super) struct Condemned {
@@ -52,38 +64,42 @@ impl Condemned {
         )?)
     }
 
-    /// Unlinks those that nobody has open, and gives the bytes that the others take up. A file on whose filesystem, or to whose owner, the
+    /// Unlinks those that nobody has open, and says what the others take up. A file on whose filesystem, or to whose owner, the
     /// kernel gives no leases goes at once.
-    pub(super) fn reap(&self) -> io::Result<u64> {
-        let mut held = 0;
+    pub(super) fn reap(&self) -> io::Result<Held> {
+        let mut held = Held::default();
         for entry in Dir::read_from(&self.dir)? {
             let entry = entry?;
             let name = entry.file_name();
-            if matches!(name.to_bytes(), b"." | b"..") {
+            if matches!(name.to_bytes(), b"." | b"..") || self.reap_one(name) == Ok(()) {
                 continue;
             }
-            match self.reap_one(name) {
-                Ok(bytes) => held += bytes,
-                // Another process was faster.
-                Err(Errno::NOENT) => {}
-                Err(error) => return Err(error.into()),
+            // Somebody has it open, or looks at it himself just now.
+            let Ok(stat) = rustix::fs::statat(&self.dir, name, AtFlags::SYMLINK_NOFOLLOW) else {
+                continue;
+            };
+            let bytes = u64::try_from(stat.st_blocks).unwrap_or_default() * 512;
+            let since = u64::try_from(stat.st_ctime).unwrap_or_default();
+            match super::now().saturating_sub(since) < SOON {
+                true => held.passing += bytes,
+                false => held.staying += bytes,
             }
         }
         Ok(held)
     }
 
-    /// The bytes that it goes on to take up.
-    fn reap_one(&self, name: &std::ffi::CStr) -> Result<u64, Errno> {
+    fn reap_one(&self, name: &std::ffi::CStr) -> Result<(), Errno> {
         let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         match rustix::fs::openat(&self.dir, name, flags, Mode::empty()) {
             Ok(file) if is_held(file.as_fd()) => {
-                let stat = rustix::fs::fstat(&file)?;
-                Ok(u64::try_from(stat.st_blocks).unwrap_or_default() * 512)
+                // Whoever put it here may have died before it could say so to those who have it open.
+                if !Self::is_mode(rustix::fs::fstat(&file)?.st_mode) {
+                    rustix::fs::fchmod(&file, MODE)?;
+                }
+                Err(Errno::AGAIN)
             }
-            Ok(_) | Err(Errno::ACCESS) => {
-                rustix::fs::unlinkat(&self.dir, name, AtFlags::empty())?;
-                Ok(0)
-            }
+            Ok(_) | Err(Errno::ACCESS) => rustix::fs::unlinkat(&self.dir, name, AtFlags::empty()),
+            Err(Errno::NOENT) => Ok(()),
             Err(error) => Err(error),
         }
     }
@@ -125,11 +141,11 @@ mod tests {
             .unwrap();
         condemned.take(data.as_fd(), "one").unwrap();
         assert!(Condemned::is_mode(reader.metadata().unwrap().mode()));
-        assert_eq!(condemned.reap().unwrap(), 12_288);
+        assert_eq!(condemned.reap().unwrap().passing, 12_288);
         drop(reader);
-        assert_eq!(condemned.reap().unwrap(), 12_288, "it is mapped");
+        assert_eq!(condemned.reap().unwrap().passing, 12_288, "it is mapped");
         drop(map);
-        assert_eq!(condemned.reap().unwrap(), 0);
+        assert_eq!(condemned.reap().unwrap(), Held::default());
         let aside = dir.path().join("condemned");
         assert_eq!(fs::read_dir(aside).unwrap().count(), 0);
     }

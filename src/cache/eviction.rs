@@ -7,20 +7,14 @@
 //!   file, it goes to the end of the main queue as it is; else they are copied there. What stays in the main queue has to be read again
 //!   to stay once more.
 
-use std::{io, os::unix::fs::FileExt, sync::Arc};
-
 use rusqlite::{Connection, params};
 
 use super::{
-    Blob, Counter,
     index::{self, FileRow, Location},
-    memory::Share,
     space::Room,
-    store::{IfSlow, NewChunk, Pending},
     uses::READ_AGAIN,
-    writer::Writer,
 };
-use crate::model::{Digest, Manifest};
+use crate::model::Digest;
 
 /// The queue of a file, as the index numbers it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -29,14 +23,13 @@ pub(super) enum Queue {
     Main = 1,
 }
 
-impl Queue {
-    pub(super) const ALL: [Self; 2] = [Self::Probation, Self::Main];
-}
-
 /// Files that are looked at for one reservation, at the most: those behind them go whatever was read of them.
-const MAX_VISITS: u32 = 4096;
-/// Bytes that are written for each that is copied, at the least.
-const WRITTEN_FOR_COPIED: u64 = 5;
+pub(super) const MAX_VISITS: u32 = 4096;
+/// Files and chunks that are looked at in one transaction, at the most.
+const FILES_AT_ONCE: u32 = 64;
+const CHUNKS_AT_ONCE: usize = 4096;
+/// Bytes that are copied at once: they are in memory.
+pub(super) const COPIED_AT_ONCE: u64 = 8 << 20;
 /// Ghosts that are remembered, even of a cache that has fewer chunks.
 const MIN_GHOSTS: u64 = 1000;
 /// Of a ghost's key, in bytes.
@@ -55,19 +48,30 @@ pub(super) struct Evicted {
     pub(super) victims: Vec<Victim>,
     /// Chunks of the victims that are to be copied before those go.
     pub(super) kept: Vec<Kept>,
-    /// Even an empty cache would have too little room.
+    /// More is to go in another transaction, so that this one does not hold up others.
+    pub(super) unfinished: bool,
+    /// Nothing went, since even an empty cache would have too little room.
     pub(super) not_enough: bool,
+}
+
+/// How much may be done for what was read again.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Means {
+    /// Bytes that may be copied.
+    pub(super) copies: u64,
+    /// Files that may be looked at. Those behind them go whatever was read of them.
+    pub(super) visits: u32,
 }
 
 /// A chunk of a file that goes, and the file.
 #[derive(Debug)]
 pub(super) struct Kept {
-    digest: Digest,
-    location: Location,
-    size: u64,
-    file: FileRow,
+    pub(super) digest: Digest,
+    pub(super) location: Location,
+    pub(super) size: u64,
+    pub(super) file: FileRow,
     /// How often it will have been read, to begin with.
-    reads: u32,
+    pub(super) reads: u32,
 }
 
 struct Oldest {
@@ -76,69 +80,81 @@ struct Oldest {
     is_blob: bool,
 }
 
-/// Takes files out of the index until `need` more bytes fit. `copies`: bytes that may be copied. `before`: brings the index up to date, where
-/// something is to go.
+/// Takes files out of the index until `need` more bytes fit. `before` brings the index up to date, where something is to go.
 pub(super) fn make_room(
     connection: &Connection,
     room: &Room,
     need: u64,
-    copies: u64,
+    means: Means,
     before: impl FnOnce() -> rusqlite::Result<()>,
 ) -> rusqlite::Result<Evicted> {
     let mut evicted = Evicted::default();
     let mut data = index::data_bytes(connection)?;
-    let mut free = room.filesystem.free.saturating_add(room.passing);
-    if room.fits(data, free, need) {
+    if room.fits(data, 0, need) {
+        return Ok(evicted);
+    }
+    if !room.fits(0, data, need) {
+        evicted.not_enough = true;
         return Ok(evicted);
     }
     before()?;
     // Some room more, so that not each reservation evicts.
-    let wanted = need.saturating_add(room.margin());
-    let mut copied = 0;
-    let mut visits = 0;
-    while !room.fits(data, free, wanted.saturating_add(copied)) {
-        let probation = data.saturating_sub(index::sum(connection, "main_bytes")?);
-        // Between half of its share and all of it, so that little steps of either queue do not have the other one give way.
-        let is_above = probation.saturating_add(need) > room.probation(data) / 2;
-        let first = match probation > 0 && is_above {
-            true => Queue::Probation,
-            false => Queue::Main,
+    let wanted = need.saturating_add(room.margin(data));
+    let (mut freed, mut copied, mut visits, mut chunks) = (0, 0, 0, 0);
+    while !room.fits(data, freed, wanted.saturating_add(copied)) {
+        let Some(file) = next(connection, room, data, need)? else {
+            break;
         };
-        let file = match oldest(connection, first)? {
-            Some(file) => file,
-            None => match Queue::ALL.into_iter().find(|queue| *queue != first) {
-                Some(other) => match oldest(connection, other)? {
-                    Some(file) => file,
-                    None => break,
-                },
-                None => break,
-            },
-        };
+        if visits == FILES_AT_ONCE || chunks > CHUNKS_AT_ONCE || copied > COPIED_AT_ONCE {
+            evicted.unfinished = true;
+            break;
+        }
         visits += 1;
         let number = file.row.number;
-        let read = match visits <= MAX_VISITS {
+        let read = match visits <= means.visits {
             true => read_again(connection, &file)?,
             false => Vec::new(),
         };
+        chunks += read.len();
         let read_bytes: u64 = read.iter().map(|kept| kept.size).sum();
-        if !read.is_empty()
-            && (file.is_blob || read_bytes >= file.row.bytes / 2 || copied + read_bytes > copies)
-        {
+        let is_too_much = copied + read_bytes > means.copies;
+        let stays = file.is_blob || read_bytes >= file.row.bytes / 2;
+        if !read.is_empty() && (stays || (is_too_much && file.queue == Queue::Main)) {
             stay(connection, number)?;
             continue;
         }
         let bytes = file.row.bytes;
-        haunt(connection, &file)?;
+        let kept = if is_too_much { Vec::new() } else { read };
+        haunt(connection, &file, kept.is_empty())?;
         delete_file(connection, number)?;
-        copied += read_bytes;
-        evicted.kept.extend(read);
+        copied += kept.iter().map(|kept| kept.size).sum::<u64>();
+        evicted.kept.extend(kept);
         evicted.victims.push(Victim { number, bytes });
         data = index::data_bytes(connection)?;
         // Somebody may still hold the file, but it is freed as soon as nobody does.
-        free = free.saturating_add(bytes);
+        freed += bytes;
     }
-    evicted.not_enough = !room.fits(data, free, need.saturating_add(copied));
     Ok(evicted)
+}
+
+/// The file that is looked at next.
+fn next(
+    connection: &Connection,
+    room: &Room,
+    data: u64,
+    need: u64,
+) -> rusqlite::Result<Option<Oldest>> {
+    let probation = data.saturating_sub(index::sum(connection, "main_bytes")?);
+    // Between half of its share and all of it, so that little steps of either queue do not have the other one give way.
+    let is_above = probation.saturating_add(need) > room.probation(data) / 2;
+    let [first, second] = match probation > 0 && is_above {
+        true => [Queue::Probation, Queue::Main],
+        false => [Queue::Main, Queue::Probation],
+    };
+    match oldest(connection, first)? {
+        Some(file) => Ok(Some(file)),
+        None => oldest(connection, second),
+    }
 }
 
 /// The file at the head of a queue.
@@ -194,26 +210,31 @@ fn stay(connection: &Connection, number: u64) -> rusqlite::Result<()> {
              WHEN 0 THEN 1 ELSE reads - 1 END WHERE file = ?1 AND reads >= ?2",
         )?
         .execute(params![number, READ_AGAIN])?;
+    let entered_at = index::entry(connection, Queue::Main)?;
     connection
         .prepare_cached("UPDATE files SET queue = 1, entered_at = ? WHERE number = ?")?
-        .execute(params![index::now_nanos(), number])?;
+        .execute(params![entered_at, number])?;
     Ok(())
 }
 
-/// Remembers what goes without having been read again.
-fn haunt(connection: &Connection, file: &Oldest) -> rusqlite::Result<()> {
+/// Remembers what goes: all of it, or what was not read again.
+fn haunt(connection: &Connection, file: &Oldest, all: bool) -> rusqlite::Result<()> {
     let number = index::signed(file.row.number)?;
     let generation = index::meta(connection, "ghost_generation")?.unwrap_or_default();
-    let added = match file.is_blob {
+    let mut added = match file.is_blob {
         true => connection.prepare_cached(
             "INSERT OR REPLACE INTO ghosts SELECT substr(blob, 1, 8), ?2 FROM files WHERE number = ?1",
         )?,
         false => connection.prepare_cached(
             "INSERT OR REPLACE INTO ghosts SELECT substr(digest, 1, 8), ?2 FROM chunks \
-             WHERE file = ?1 AND reads < 2",
+             WHERE file = ?1 AND reads < ?3",
         )?,
-    }
-    .execute(params![number, index::signed(generation)?])?;
+    };
+    let below = if all { u8::MAX } else { READ_AGAIN };
+    let added = match file.is_blob {
+        true => added.execute(params![number, index::signed(generation)?])?,
+        false => added.execute(params![number, index::signed(generation)?, below])?,
+    };
     let count = index::meta(connection, "ghosts")?.unwrap_or_default() + added as u64;
     // Two generations together are as many as there are chunks.
     if count < index::sum(connection, "chunks")?.max(MIN_GHOSTS) / 2 {
@@ -235,7 +256,7 @@ pub(super) fn queue_of(
 ) -> rusqlite::Result<Queue> {
     let data = index::data_bytes(connection)?;
     // Not each file that goes from the main queue is to let something in.
-    let main = index::sum(connection, "main_bytes")? + ahead + room.margin();
+    let main = index::sum(connection, "main_bytes")? + ahead + room.margin(data);
     if main < room.main(data) {
         return Ok(Queue::Main);
     }
@@ -283,70 +304,6 @@ pub(super) fn note_uses(
     Ok(())
 }
 
-// Carrying out what was decided.
-impl Writer {
-    /// Bytes that may be copied now.
-    pub(super) fn copies(&self) -> u64 {
-        (self.written_bytes / WRITTEN_FOR_COPIED).saturating_sub(self.copied_bytes)
-    }
-
-    /// Has the files of an eviction go. The chunks that stay are to be written once more.
-    pub(super) fn evict(&mut self, evicted: Evicted) -> Vec<NewChunk> {
-        let kept: Vec<_> = evicted
-            .kept
-            .into_iter()
-            .filter_map(|kept| self.read_kept(&kept))
-            .collect();
-        self.remove(&evicted.victims);
-        kept
-    }
-
-    /// A chunk that stays, from the file that goes. One that cannot be read, or is damaged, goes too.
-    fn read_kept(&mut self, kept: &Kept) -> Option<NewChunk> {
-        let read = || -> io::Result<Vec<u8>> {
-            let file = match self.store.files.get(kept.file.number) {
-                Some(file) => file,
-                None => self.store.files.open(&kept.file, false)?,
-            };
-            let len = usize::try_from(kept.size).map_err(io::Error::other)?;
-            let mut bytes = vec![0; len];
-            file.file()
-                .read_exact_at(&mut bytes, kept.location.offset)?;
-            Ok(bytes)
-        };
-        let bytes = match read() {
-            Ok(bytes) if Digest::of(&bytes) == kept.digest => bytes::Bytes::from(bytes),
-            Ok(_) => {
-                self.store.stats.add(Counter::DamagedChunks, 1);
-                return None;
-            }
-            Err(error) => {
-                tracing::debug!(%error, digest = %kept.digest, "a chunk that is used does not stay");
-                return None;
-            }
-        };
-        let blob = Blob::new(
-            kept.digest,
-            Manifest::whole(kept.digest, kept.size),
-            vec![None],
-        );
-        self.copied_bytes += kept.size;
-        self.store.stats.add(Counter::CopiedBytes, kept.size);
-        self.store
-            .set_pending(kept.digest, Pending::Queued(bytes.clone()));
-        Some(NewChunk {
-            digest: kept.digest,
-            _queued: self.store.backlog.add(kept.size, u64::MAX),
-            bytes,
-            blob: Arc::new(blob),
-            position: 0,
-            share: Share::default(),
-            if_slow: IfSlow::LeaveOut,
-            stays: Some(kept.reads),
-        })
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::HashMap;
@@ -358,13 +315,19 @@ mod tests {
     const MIB: u64 = 1 << 20;
     const CHUNK: u64 = MIB / 4;
     const CHUNKS: u64 = 4;
+    const ANY: Means = Means {
+        copies: u64::MAX,
+        visits: u32::MAX,
+    };
     const QUOTA: u64 = 256 * MIB;
 
     fn room(quota: u64, other: u64, min_free: u64, free: u64) -> Room {
         Room {
             quota,
             other,
-            passing: 0,
+            log: 0,
+            condemned: 0,
+            late: 0,
             min_free,
             filesystem: Filesystem {
                 total: 1 << 40,
@@ -434,11 +397,16 @@ mod tests {
         }
 
         fn make_room(&self, need: u64) -> Vec<(Digest, u32)> {
-            let evicted = make_room(&self.connection, &self.room, need, u64::MAX, || Ok(()));
-            let evicted = evicted.unwrap();
-            assert!(!evicted.not_enough);
-            let kept = evicted.kept.iter().map(|kept| (kept.digest, kept.reads));
-            kept.collect()
+            let mut kept = Vec::new();
+            loop {
+                let evicted = make_room(&self.connection, &self.room, need, ANY, || Ok(()));
+                let evicted = evicted.unwrap();
+                assert!(!evicted.not_enough);
+                kept.extend(evicted.kept.iter().map(|kept| (kept.digest, kept.reads)));
+                if !evicted.unfinished {
+                    return kept;
+                }
+            }
         }
 
         fn read(&self, segment: u64, numbers: impl IntoIterator<Item = u64>) {
@@ -547,10 +515,31 @@ mod tests {
         // All are used: none would go, were they not to be read again.
         cache.make_room(100 * MIB);
         assert!(cache.data() < QUOTA - 100 * MIB);
+        // Nothing goes where that would not be enough.
+        let before = cache.data();
         let nothing = room(32 * MIB, 30 * MIB, 0, 1 << 40);
-        let evicted = make_room(&cache.connection, &nothing, 19 * MIB, 0, || Ok(())).unwrap();
-        assert!(evicted.not_enough);
+        let evicted = make_room(&cache.connection, &nothing, 19 * MIB, ANY, || Ok(())).unwrap();
+        assert!(evicted.not_enough && evicted.victims.is_empty());
+        assert_eq!(cache.data(), before);
+        assert!(!evict_all(&cache.connection).unwrap().is_empty());
         assert_eq!(cache.data(), 0);
+    }
+
+    /// Without means to copy, what was read again goes from probation, and is known when it comes again.
+    #[test]
+    fn copies_are_bounded() {
+        let cache = Model::new(QUOTA);
+        for segment in 0..400 {
+            cache.fetch(segment);
+        }
+        cache.read(399, [2]);
+        let none = Means { copies: 0, ..ANY };
+        let need = 40 * MIB;
+        let evicted = make_room(&cache.connection, &cache.room, need, none, || Ok(()));
+        assert!(evicted.unwrap().kept.is_empty());
+        assert_eq!(cache.there(399), 0);
+        let queue = queue_of(&cache.connection, &cache.room, Model::chunk(399, 2), QUOTA);
+        assert_eq!(queue.unwrap(), Queue::Main);
     }
 
     #[test]
@@ -561,14 +550,14 @@ mod tests {
         }
         let tight = room(QUOTA, 0, 20 * MIB, 15 * MIB);
         let evicted = |room: &Room| {
-            let evicted = make_room(&cache.connection, room, 5 * MIB, 0, || Ok(())).unwrap();
+            let evicted = make_room(&cache.connection, room, 5 * MIB, ANY, || Ok(())).unwrap();
             evicted.victims.len()
         };
         assert!(!tight.grants(cache.data(), 5 * MIB));
         assert!((10..20).contains(&evicted(&tight)));
         // They will be free in a moment, and nothing more goes for them.
         let held = Room {
-            passing: 20 * MIB,
+            condemned: 20 * MIB,
             ..tight
         };
         assert_eq!(evicted(&held), 0);

@@ -361,25 +361,6 @@ impl Cache {
         ChunkData::Memory(bytes)
     }
 
-    /// Notes a manifest, unless it is known to lie.
-    pub(super) fn keep_manifest(
-        &self,
-        blob: Digest,
-        manifest: &Manifest,
-    ) -> Result<(), CacheError> {
-        if self.is_lie(blob)(manifest) {
-            return Err(self.mismatch(blob));
-        }
-        if !manifest.is_whole(blob) {
-            self.send(Command::Manifest {
-                blob,
-                manifest: manifest.clone(),
-                cut_here: false,
-            });
-        }
-        Ok(())
-    }
-
     /// Counts what a person may want to know of a failure.
     pub(super) fn failed(&self, digest: Digest, error: RemoteError) -> CacheError {
         match &error {

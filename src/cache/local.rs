@@ -89,8 +89,9 @@ impl Cache {
             ))
         })?;
         let others = self.store.others();
+        let held = self.store.files.reap();
         let usage = Usage {
-            other_bytes: others.staying + others.passing + self.store.files.reap(),
+            other_bytes: others.staying + others.passing + held.passing + held.staying,
             foreign_bytes: others.foreign,
             quota_bytes: quota.unwrap_or_default(),
             ..usage
@@ -128,5 +129,24 @@ impl Cache {
         let count = manifest.chunks().len();
         let known = self.look_up(move |connection| blob::places(connection, &manifest).map(Some));
         Ok(known.await?.unwrap_or_else(|| vec![None; count]))
+    }
+
+    /// Notes a manifest, unless it is known to lie.
+    pub(super) fn keep_manifest(
+        &self,
+        blob: Digest,
+        manifest: &Manifest,
+    ) -> Result<(), CacheError> {
+        if self.is_lie(blob)(manifest) {
+            return Err(self.mismatch(blob));
+        }
+        if !manifest.is_whole(blob) {
+            self.send(Command::Manifest {
+                blob,
+                manifest: manifest.clone(),
+                cut_here: false,
+            });
+        }
+        Ok(())
     }
 }

@@ -6,7 +6,7 @@
 //! - `memory`: the memory tier and its budget; `clock`: of it, what each request looks at
 //! - `index`: `SQLite` and its schema
 //! - `data_file`, `open_files`, `stamp`: mapped files, and which of their bytes are known to be right
-//! - `writer`: the one thread that writes; `upkeep` is what it does besides; `reserving` reserves room, `placing` finds places for chunks (`ranges`: where something is already), `writing` writes them there, `space` is how much there is, `eviction` makes some (`uses`: what is read again; `condemned`: what is evicted and open somewhere), `syncing` has the disk keep it, `backlog` is what waits for it, `rows` is all else; `discard` takes its place where nothing can be written
+//! - `writer`: the one thread that writes; `upkeep` is what it does besides; `reserving` reserves room, `placing` finds places for chunks (`ranges`: where something is already), `writing` writes them there, `space` is how much there is, `eviction` makes some (`copying`: what stays of it; `uses`: what is read again; `condemned`: what is evicted and open somewhere), `syncing` has the disk keep it, `backlog` is what waits for it, `rows` is all else; `discard` takes its place where nothing can be written
 //! - `blob`: a blob's manifest and where its chunks lie
 //! - `pace`: how fast the remotes are
 //! - `readers`: how many wait
@@ -33,6 +33,7 @@ mod closure;
 mod complete;
 mod condemned;
 mod config;
+mod copying;
 mod data_file;
 mod discard;
 mod elsewhere;

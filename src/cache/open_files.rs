@@ -18,7 +18,7 @@ use rustix::{
 
 use super::{
     CacheError, DataFile,
-    condemned::Condemned,
+    condemned::{Condemned, Held},
     index::{self, FileRow},
 };
 
@@ -95,12 +95,14 @@ impl OpenFiles {
         }
     }
 
-    /// Unlinks the evicted files that nobody has open, and gives the bytes of the others.
-    pub(super) fn reap(&self) -> u64 {
-        let reaped = self.condemned.as_ref().map_or(Ok(0), Condemned::reap);
-        reaped.unwrap_or_else(|error| {
+    /// Unlinks the evicted files that nobody has open, and says what the others take up.
+    pub(super) fn reap(&self) -> Held {
+        let Some(condemned) = &self.condemned else {
+            return Held::default();
+        };
+        condemned.reap().unwrap_or_else(|error| {
             tracing::debug!(%error, dir = ?self.dir, "evicted files cannot be removed");
-            0
+            Held::default()
         })
     }
 

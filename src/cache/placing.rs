@@ -44,28 +44,34 @@ impl From<&FileRow> for Appended {
 
 /// Blob files that were made not long ago, and the bytes that are still to come of each: they belong to the queue that it was made in.
 #[derive(Debug, Default)]
-pub(super) struct Growing(HashMap<u64, (Instant, u64)>);
+pub(super) struct Growing {
+    files: HashMap<u64, (Instant, u64)>,
+    /// Of all of them, in bytes.
+    bytes: u64,
+}
 
 impl Growing {
     /// One that did not grow for so long is only a part of a blob.
     const FOR: Duration = Duration::from_secs(10);
 
+    /// Forgets those that grow no more.
+    pub(super) fn expire(&mut self) {
+        self.files.retain(|_, (grew, _)| grew.elapsed() < Self::FOR);
+        self.bytes = self.files.values().map(|(_, left)| left).sum();
+    }
+
     fn begin(&mut self, number: u64, length: u64) {
-        self.0.retain(|_, (begun, _)| begun.elapsed() < Self::FOR);
-        self.0.insert(number, (Instant::now(), length));
+        self.files.insert(number, (Instant::now(), length));
+        self.bytes += length;
     }
 
     fn grow(&mut self, number: u64, size: u64) {
-        if let Some((begun, left)) = self.0.get_mut(&number) {
-            *begun = Instant::now();
-            *left = left.saturating_sub(size);
+        if let Some((grew, left)) = self.files.get_mut(&number) {
+            let by = size.min(*left);
+            *grew = Instant::now();
+            *left -= by;
+            self.bytes -= by;
         }
-    }
-
-    fn bytes(&self) -> u64 {
-        let lately = self.0.values();
-        let lately = lately.filter(|(begun, _)| begun.elapsed() < Self::FOR);
-        lately.map(|(_, left)| left).sum()
     }
 }
 
@@ -107,7 +113,7 @@ impl Places<'_> {
         }
         let queue = match chunk.stays {
             Some(_) => Queue::Main,
-            None => self.queue_of(chunk.digest, chunk.digest)?,
+            None => self.queue_of(chunk.digest, size, chunk.digest)?,
         };
         if let Some(place) = self.append(queue, size) {
             return Ok(place);
@@ -124,7 +130,8 @@ impl Places<'_> {
         if let Some(place) = self.append(queue, size) {
             return Ok(place);
         }
-        let row = self.make(None, self.room.segment_length(size), queue)?;
+        let data = index::data_bytes(self.connection)?;
+        let row = self.make(None, self.room.segment_length(data, size), queue)?;
         let target = Target::Segment(row.number, queue);
         self.segments[queue as usize] = Some((&row).into());
         self.made.push((row, target));
@@ -132,13 +139,13 @@ impl Places<'_> {
     }
 
     /// The queue for something new: a blob's file, or a chunk by itself, where both are the same.
-    fn queue_of(&self, unit: Digest, chunk: Digest) -> rusqlite::Result<Queue> {
+    fn queue_of(&self, unit: Digest, size: u64, chunk: Digest) -> rusqlite::Result<Queue> {
         // Somebody wants to have it here, or is known to use it.
         if self.store.keeps || self.store.uses.is_read_again(chunk) {
             return Ok(Queue::Main);
         }
         // What this batch has made of the main queue so far is in no row yet.
-        let ahead = self.grown.values().sum::<u64>() + self.growing.bytes();
+        let ahead = self.grown.values().sum::<u64>() + self.growing.bytes + size;
         eviction::queue_of(self.connection, &self.room, unit, ahead)
     }
 
@@ -178,7 +185,7 @@ impl Places<'_> {
             || index::is_taken(self.connection, number, offset, size)?)
     }
 
-    /// The number of a blob's file, made if there is none; `None` when another process writes to it. `chunk`: the one that is to lie there.
+    /// The number of a blob's file, made if there is none; `None` when it is to have none or another process writes to it. `chunk`: the one that is to lie there.
     fn blob_file(&mut self, blob: &Blob, chunk: Digest) -> rusqlite::Result<Option<u64>> {
         let (blob, size) = (blob.digest(), blob.manifest().size());
         if let Some(row) = index::blob_file(self.connection, blob)? {
@@ -190,7 +197,12 @@ impl Places<'_> {
             let ours = made || self.locked.contains(&row.number);
             return Ok((ours || !self.is_locked(row.number)).then_some(row.number));
         }
-        let queue = self.queue_of(blob, chunk)?;
+        let queue = self.queue_of(blob, size, chunk)?;
+        let probation = self.room.probation(index::data_bytes(self.connection)?);
+        if queue == Queue::Probation && size > probation / 2 {
+            // It would evict itself while it comes.
+            return Ok(None);
+        }
         let row = self.make(Some(blob), size, queue)?;
         let number = row.number;
         self.growing.begin(number, size);
@@ -209,7 +221,7 @@ impl Places<'_> {
                 index::signed(length)?,
                 index::signed(index::now())?,
                 queue as i64,
-                index::now_nanos()
+                index::entry(self.connection, queue)?
             ])?;
         Ok(FileRow {
             number: self.connection.last_insert_rowid().unsigned_abs(),

@@ -9,7 +9,7 @@ use std::{
 
 use super::{
     CacheError,
-    eviction::{self, Evicted},
+    eviction::{self, Evicted, MAX_VISITS, Means, Queue},
     index,
     placing::Places,
     ranges::Ranges,
@@ -19,8 +19,10 @@ use super::{
     writing::{Plan, Planned},
 };
 
-/// Whoever is to keep what it fetches waits so long for other processes to close what was evicted.
+/// Whoever is to keep what it fetches waits so long for other processes to close what they have open of evicted files.
 const HELD: Duration = Duration::from_secs(20);
+/// Evictions for one batch, at the most: from then on, what is used goes too.
+const MAX_TURNS: u32 = 256;
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// What became of a reservation.
@@ -47,21 +49,44 @@ impl Writer {
             return;
         }
         self.paused_until = None;
-        let deadline = Instant::now() + HELD;
+        // What is used comes first, and may have waited.
+        let kept = std::mem::take(&mut self.kept);
+        left.splice(0..0, kept);
+        let mut held_since = None;
+        let mut turns = 0;
         while !left.is_empty() {
-            match self.reserve(&mut left) {
-                Ok(Reserved::Placed(plan)) => self.write(plan),
+            turns += 1;
+            let visits = if turns < MAX_TURNS { MAX_VISITS } else { 0 };
+            match self.reserve(&mut left, visits) {
+                Ok(Reserved::Placed(plan)) => {
+                    held_since = None;
+                    let are_copies = plan.chunks.iter().any(|one| one.chunk.stays.is_some());
+                    self.write(plan);
+                    // Other processes look for copies, whose rows went with their file. Blob files are open, and so are their locks, until they
+                    // are committed.
+                    if are_copies || self.blob_files.len() >= self.store.files.most_written() / 2 {
+                        self.commit();
+                    }
+                }
                 Ok(Reserved::Evicted(evicted)) => {
                     let kept = self.evict(evicted);
                     left.splice(0..0, kept);
                 }
-                Ok(Reserved::Held) if waits && Instant::now() < deadline => {
-                    thread::sleep(LOOK_EVERY);
-                }
                 Ok(Reserved::Held) => {
-                    tracing::debug!(dir = ?self.store.dir, "other processes have evicted files open");
-                    self.give_up(left);
-                    return;
+                    let since = *held_since.get_or_insert_with(Instant::now);
+                    // Some of it may be open here.
+                    self.commit();
+                    self.close_gone();
+                    self.sync_if_due();
+                    if !self.store.keeps || since.elapsed() >= HELD {
+                        tracing::debug!(dir = ?self.store.dir, "evicted files are open elsewhere");
+                        let (kept, given_up) =
+                            left.into_iter().partition(|chunk| chunk.stays.is_some());
+                        self.kept = kept;
+                        self.give_up(given_up);
+                        return;
+                    }
+                    thread::sleep(LOOK_EVERY);
                 }
                 Ok(Reserved::NoRoom) => {
                     tracing::warn!(
@@ -78,10 +103,6 @@ impl Writer {
                     self.give_up(left);
                     return;
                 }
-            }
-            // They are open, and so are their locks, until they are committed.
-            if self.blob_files.len() >= self.store.files.most_written() / 2 {
-                self.commit();
             }
         }
     }
@@ -111,9 +132,19 @@ impl Writer {
     }
 
     /// Reserves room for as many of the chunks as go into one batch and takes those out of `left`, or evicts for them.
-    fn reserve(&mut self, left: &mut Vec<NewChunk>) -> Result<Reserved, CacheError> {
+    fn reserve(&mut self, left: &mut Vec<NewChunk>, visits: u32) -> Result<Reserved, CacheError> {
         let store = Arc::clone(&self.store);
-        let copies = self.copies();
+        let mut held = store.files.reap();
+        if held.passing > 0 {
+            self.close_gone();
+            held = store.files.reap();
+        }
+        let late = self.late();
+        let means = Means {
+            copies: self.copies(),
+            visits,
+        };
+        self.growing.expire();
         let segments = self
             .segments
             .each_ref()
@@ -121,14 +152,12 @@ impl Writer {
         let blob_files = self.blob_files.values();
         let locked = blob_files.map(|open| open.file.number()).collect();
         let mut taken = 0;
-        let seen = &mut self.evicted;
         let uncommitted = &self.uncommitted;
         let decided = store.index.write(&mut self.connection, |connection| {
-            let evicted = index::sum(connection, "evicted")?;
-            if std::mem::replace(seen, evicted) != evicted {
-                store.files.close_gone();
-            }
-            let room = Room::now(&store, connection)?;
+            let room = Room {
+                late,
+                ..Room::now(&store, connection, held)?
+            };
             let mut need = 0;
             let mut files = HashSet::new();
             while let Some(chunk) = left.get(taken) {
@@ -142,12 +171,12 @@ impl Writer {
                 need += size;
                 taken += 1;
             }
-            let made = eviction::make_room(connection, &room, need, copies, || {
+            let made = eviction::make_room(connection, &room, need, means, || {
                 // What was just written is known when it goes, and so is what is read at this moment.
                 insert_written(connection, &store, uncommitted)?;
                 eviction::note_uses(connection, store.uses())
             })?;
-            if !made.victims.is_empty() {
+            if made.unfinished || !made.victims.is_empty() {
                 return Ok(Err(Reserved::Evicted(made)));
             }
             if made.not_enough {
@@ -156,13 +185,13 @@ impl Writer {
             if !room.grants(index::data_bytes(connection)?, need) {
                 return Ok(Err(Reserved::Held));
             }
-            // They may have been evicted, or take no more.
-            let row = |number: Option<u64>| {
-                let found = number.map(|number| index::file(connection, number));
+            // They may have been evicted, or moved to another queue.
+            let row = |number: Option<u64>, queue| {
+                let found = number.map(|number| index::file_in(connection, number, queue));
                 found.transpose().map(Option::flatten)
             };
             let [probation, main] = segments;
-            let segments = [row(probation)?, row(main)?];
+            let segments = [row(probation, Queue::Probation)?, row(main, Queue::Main)?];
             let mut plan = Places {
                 connection,
                 store: &store,

@@ -101,22 +101,19 @@ impl SharedFlights {
             self.held.fetch_sub(1, Ordering::Relaxed);
             return Begun::Alone;
         }
-        let flight = SharedFlight {
-            file: Arc::clone(file),
-            held: Arc::clone(&self.held),
-            offset: offset_of(chunk),
-        };
-        match lock(file, libc::F_WRLCK, flight.offset) {
-            Ok(true) => Begun::Ours(flight),
-            locked => {
-                // It is not to be unlocked: another thread may hold it for a chunk with the same offset.
-                self.held.fetch_sub(1, Ordering::Relaxed);
-                std::mem::forget(flight);
-                match locked {
-                    Ok(_) => Begun::Theirs,
-                    Err(_) => Begun::Alone,
-                }
-            }
+        let offset = offset_of(chunk);
+        let locked = lock(file, libc::F_WRLCK, offset);
+        if !matches!(locked, Ok(true)) {
+            self.held.fetch_sub(1, Ordering::Relaxed);
+        }
+        match locked {
+            Ok(true) => Begun::Ours(SharedFlight {
+                file: Arc::clone(file),
+                held: Arc::clone(&self.held),
+                offset,
+            }),
+            Ok(false) => Begun::Theirs,
+            Err(_) => Begun::Alone,
         }
     }
 

@@ -3,14 +3,15 @@
 use rusqlite::{Connection, params};
 
 use super::{
+    condemned::Held,
     index,
     store::{Filesystem, Store},
 };
 
 /// Parts of the quota that slack and batches have.
 const PARTS: u64 = 16;
-/// Part of the quota that one segment may take, and its bounds in bytes.
-const SEGMENTS_IN_QUOTA: u64 = 128;
+/// Part of the room that one segment may take, and its bounds in bytes.
+const SEGMENTS: u64 = 128;
 const SEGMENT_MIN: u64 = 1 << 20;
 const SEGMENT_MAX: u64 = 16 << 20;
 const SLACK_MIN: u64 = 4 << 20;
@@ -23,27 +24,31 @@ const PROBATION: u64 = 10;
 /// A blob from this size on has a file of its own, in bytes.
 const BLOB_FILE_MIN: u64 = 1 << 20;
 
-/// Room for the index's log, and for what else grows until the next look, in bytes.
-fn slack(quota: u64) -> u64 {
-    (quota / PARTS).clamp(SLACK_MIN, SLACK_MAX)
-}
-
 /// Room on disk, as of now.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Room {
     /// Bytes that the whole cache may take.
     pub(super) quota: u64,
-    /// Bytes in its directory that are not data files.
+    /// Bytes in its directory that are not data files, and those of evicted files that somebody does not close.
     pub(super) other: u64,
-    /// Bytes that will be free again, and are not to have anything evicted: of evicted files that somebody has open, and of the index's log.
-    pub(super) passing: u64,
+    /// Bytes of the index's log.
+    pub(super) log: u64,
+    /// Bytes of evicted files that will be free in a moment.
+    pub(super) condemned: u64,
+    /// Bytes of files that were evicted and unlinked, and are not free yet as the filesystem says.
+    pub(super) late: u64,
     /// Bytes of the filesystem that must stay free.
     pub(super) min_free: u64,
     pub(super) filesystem: Filesystem,
 }
 
 impl Room {
-    pub(super) fn now(store: &Store, connection: &Connection) -> rusqlite::Result<Self> {
+    /// `held`: what evicted files take up.
+    pub(super) fn now(
+        store: &Store,
+        connection: &Connection,
+        held: Held,
+    ) -> rusqlite::Result<Self> {
         let filesystem = store
             .filesystem()
             .map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))?;
@@ -51,8 +56,10 @@ impl Room {
         let quota = store.quota(index::meta(connection, "quota")?);
         Ok(Self {
             quota,
-            other: others.staying,
-            passing: store.files.reap() + others.passing,
+            other: others.staying + held.staying,
+            log: others.passing,
+            condemned: held.passing,
+            late: 0,
             min_free: store.min_free.bytes(filesystem.total),
             filesystem,
         })
@@ -64,9 +71,9 @@ impl Room {
         self
     }
 
-    /// Length of a new segment in bytes, for a chunk of `chunk` bytes.
-    pub(super) fn segment_length(&self, chunk: u64) -> u64 {
-        (self.quota / SEGMENTS_IN_QUOTA)
+    /// Length of a new segment in bytes, for a chunk of `chunk` bytes, beside `data`.
+    pub(super) fn segment_length(&self, data: u64, chunk: u64) -> u64 {
+        (self.capacity(data) / SEGMENTS)
             .clamp(SEGMENT_MIN, SEGMENT_MAX)
             .max(chunk)
     }
@@ -78,10 +85,17 @@ impl Room {
 
     /// Most bytes of data files, were all of the `data` bytes there are evicted.
     pub(super) fn capacity(&self, data: u64) -> u64 {
-        let by_quota = self.quota.saturating_sub(self.other + slack(self.quota));
-        let evicted = data.saturating_add(self.passing);
+        let by_quota = self.quota.saturating_sub(self.other + self.slack());
+        let evicted = data.saturating_add(self.condemned);
         let by_disk = (self.filesystem.free.saturating_add(evicted)).saturating_sub(self.min_free);
         by_quota.min(by_disk)
+    }
+
+    /// Bytes for the index's log, and for what else grows until the next look. A log that is much larger than it should be takes no more
+    /// than twice that: it begins anew soon.
+    fn slack(&self) -> u64 {
+        let slack = (self.quota / PARTS).clamp(SLACK_MIN, SLACK_MAX);
+        slack.max(self.log.saturating_add(LOGGED).min(2 * slack))
     }
 
     /// Bytes that the probation queue has.
@@ -92,38 +106,37 @@ impl Room {
     /// Bytes that the main queue has.
     pub(super) fn main(&self, data: u64) -> u64 {
         let capacity = self.capacity(data);
-        capacity.saturating_sub(capacity / PROBATION + self.margin())
+        capacity.saturating_sub(capacity / PROBATION + self.margin(data))
     }
 
-    /// What is evicted at once beyond what is needed, in bytes.
-    pub(super) fn margin(&self) -> u64 {
-        (self.quota / 64)
-            .min(MARGIN_MAX)
-            .max(2 * self.segment_length(0))
+    /// What is evicted at once beyond what is needed, in bytes: two segments at the least.
+    pub(super) fn margin(&self, data: u64) -> u64 {
+        let two = 2 * self.segment_length(data, 0);
+        (self.capacity(data) / 64).min(MARGIN_MAX).max(two)
     }
 
-    /// Whether `need` bytes fit beside `data`, once nobody has evicted files open any more. `free`: bytes of the filesystem, as they will be
-    /// then.
-    pub(super) fn fits(&self, data: u64, free: u64, need: u64) -> bool {
-        let taken = data
-            .saturating_add(self.other)
-            .saturating_add(slack(self.quota));
+    /// Whether `need` bytes fit beside `data`, once nobody has evicted files open. `freed`: bytes of the filesystem that are to be free then.
+    pub(super) fn fits(&self, data: u64, freed: u64, need: u64) -> bool {
+        let taken = data.saturating_add(self.other).saturating_add(self.slack());
+        let free = (self.filesystem.free)
+            .saturating_add(self.condemned)
+            .saturating_add(self.late)
+            .saturating_add(freed);
         taken.saturating_add(need) <= self.quota && free >= need.saturating_add(self.min_free)
     }
 
-    /// Whether `need` bytes may be written now.
+    /// Whether `need` bytes that fit may be written now: what is evicted and still open is not free.
     pub(super) fn grants(&self, data: u64, need: u64) -> bool {
-        let passing = self.passing.saturating_add(LOGGED);
-        let taken = data.saturating_add(self.other).saturating_add(passing);
-        taken.saturating_add(need) <= self.quota
-            && self.filesystem.free >= need.saturating_add(self.min_free)
+        let taken = [self.other, self.log, LOGGED, self.condemned, need];
+        let taken = taken.into_iter().fold(data, u64::saturating_add);
+        taken <= self.quota && self.filesystem.free >= need.saturating_add(self.min_free)
     }
 
     /// Bytes that fit beside the `data` bytes there are.
     pub(super) fn spare(&self, data: u64) -> u64 {
         // The index grows with what is fetched.
         let margin = self.quota / 8;
-        let taken = data + self.other + slack(self.quota) + margin;
+        let taken = data + self.other + self.slack() + margin;
         let by_quota = self.quota.saturating_sub(taken);
         let by_disk = self.filesystem.free.saturating_sub(self.min_free);
         by_quota.min(by_disk)
@@ -154,19 +167,31 @@ mod tests {
         let room = Room {
             quota: 64 << 20,
             other: 0,
-            passing: 0,
+            log: 0,
+            condemned: 0,
+            late: 0,
             min_free: 0,
-            filesystem: Filesystem { total: 0, free: 0 },
+            filesystem: Filesystem {
+                total: 0,
+                free: 1 << 50,
+            },
         };
         assert!(!room.has_blob_file((1 << 20) - 1));
         assert!(room.has_blob_file(1 << 20));
         assert!(!room.has_blob_file(17 << 20));
-        assert_eq!(room.segment_length(1), 1 << 20);
-        assert_eq!(room.segment_length(9 << 20), 9 << 20);
+        assert_eq!(room.segment_length(0, 1), 1 << 20);
+        assert_eq!(room.segment_length(0, 9 << 20), 9 << 20);
         let large = Room {
             quota: 1 << 40,
             ..room
         };
-        assert_eq!(large.segment_length(1), 16 << 20);
+        assert_eq!(large.segment_length(0, 1), 16 << 20);
+        // Of a large quota on a disk that is nearly full.
+        let full = Room {
+            min_free: (1 << 50) - (20 << 20),
+            ..large
+        };
+        assert_eq!(full.segment_length(0, 1), 1 << 20);
+        assert_eq!(full.margin(0), 2 << 20);
     }
 }

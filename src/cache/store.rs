@@ -282,9 +282,18 @@ impl Store {
         self.pendings().remove(&digest);
     }
 
-    /// What readers came for, of all that is in the index.
+    /// What readers came for, of what is in the index; not all of it at once.
     pub(super) fn uses(&self) -> Vec<(Digest, u8)> {
-        self.uses.take_all(|chunk| self.pending(chunk).is_some())
+        self.uses.take_some(|chunk| self.pending(chunk).is_some())
+    }
+
+    /// Forgets that a chunk was written to a file.
+    pub(super) fn remove_written(&self, digest: Digest, file: u64) {
+        let mut pendings = self.pendings();
+        if matches!(pendings.get(&digest), Some(Pending::Written(location, _)) if location.file == file)
+        {
+            pendings.remove(&digest);
+        }
     }
 
     fn pendings(&self) -> std::sync::MutexGuard<'_, HashMap<Digest, Pending>> {

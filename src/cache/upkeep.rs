@@ -7,11 +7,13 @@ use std::{
 use rusqlite::params;
 
 use super::{
-    Counter, DataFile,
-    eviction::{self, Victim},
+    CacheError, Counter, DataFile,
+    eviction::{self, MAX_VISITS, Means, Victim},
     index::{self, LOG_MAX, NO_LOSS},
     space::{self, Room},
+    uses,
     writer::Writer,
+    writing::Segment,
 };
 
 /// Counters and last uses are stored this often.
@@ -23,27 +25,15 @@ impl Writer {
         self.housekeeping_at = Instant::now() + HOUSEKEEPING;
         let store = Arc::clone(&self.store);
         let counted = &mut self.counted;
-        let result = store
+        let noted = store
             .index
             .write_within(NO_LOSS, &mut self.connection, |connection| {
                 index::add_counters(connection, &store.stats, counted)?;
-                space::touch(connection, &store.files.uses())?;
-                eviction::note_uses(connection, store.uses())?;
-                // Space that others have taken is no reason to give up what is there: this may be a passing command.
-                let room = Room::now(&store, connection)?.of_quota_alone();
-                if index::used_bytes(connection)? > room.quota / 2 {
-                    // All of it can be fetched again, and chunks are worth more.
-                    connection.execute_batch("DELETE FROM directories; DELETE FROM blobs;")?;
-                }
-                // The quota may have been lowered, and what else is in the directory may be more than all of it.
-                let evicted = eviction::make_room(connection, &room, 0, 0, || Ok(()))?;
-                match evicted.not_enough {
-                    true => eviction::evict_all(connection),
-                    false => Ok(evicted.victims),
-                }
+                space::touch(connection, &store.files.uses())
             });
-        match result {
-            Ok(victims) => self.remove(&victims),
+        let noted = noted.and_then(|()| self.note_uses());
+        match noted.and_then(|()| self.keep_quota()) {
+            Ok(()) => {}
             Err(error) if error.is_busy() => {
                 tracing::debug!(%error, "the housekeeping of the cache waits");
             }
@@ -55,9 +45,78 @@ impl Writer {
         if store.index.log_len() > LOG_MAX {
             self.note_unsynced(0);
         }
-        // What another process has evicted takes up room for as long as it is open here.
-        store.files.close_gone();
+        self.close_gone();
         store.files.reap();
+        if !self.kept.is_empty() {
+            self.chunks(Vec::new());
+        }
+    }
+
+    /// Brings to the index what readers came for.
+    fn note_uses(&mut self) -> Result<(), CacheError> {
+        loop {
+            let uses = self.store.uses();
+            let all = uses.len() < uses::AT_ONCE;
+            self.store
+                .index
+                .write_within(NO_LOSS, &mut self.connection, |connection| {
+                    eviction::note_uses(connection, uses)
+                })?;
+            if all {
+                return Ok(());
+            }
+        }
+    }
+
+    /// The quota may have been lowered, and what else is in the directory may be more than all of it.
+    fn keep_quota(&mut self) -> Result<(), CacheError> {
+        let store = Arc::clone(&self.store);
+        for round in 0.. {
+            let held = store.files.reap();
+            let means = Means {
+                copies: 0,
+                // Something goes in the end, however much is used.
+                visits: if round < MAX_VISITS { MAX_VISITS } else { 0 },
+            };
+            let evicted =
+                store
+                    .index
+                    .write_within(NO_LOSS, &mut self.connection, |connection| {
+                        // Space that others have taken is no reason to give up what is there: this may be a passing command.
+                        let room = Room::now(&store, connection, held)?.of_quota_alone();
+                        if index::used_bytes(connection)? > room.quota / 2 {
+                            // All of it can be fetched again, and chunks are worth more.
+                            connection
+                                .execute_batch("DELETE FROM directories; DELETE FROM blobs;")?;
+                        }
+                        let mut evicted =
+                            eviction::make_room(connection, &room, 0, means, || Ok(()))?;
+                        if evicted.not_enough {
+                            evicted.victims = eviction::evict_all(connection)?;
+                        }
+                        Ok(evicted)
+                    })?;
+            let unfinished = evicted.unfinished;
+            let kept = self.evict(evicted);
+            self.kept.extend(kept);
+            if !unfinished {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Closes what was evicted, by whichever process: it takes up room for as long as it is open.
+    pub(super) fn close_gone(&mut self) {
+        self.store.files.close_gone();
+        let segments = self.segments.iter().flatten().map(Segment::file);
+        let blob_files = self.blob_files.values().map(|open| &open.file);
+        let changed = self.changed.values();
+        let unsynced = self.unsynced.files.values();
+        let open = segments.chain(blob_files).chain(changed).chain(unsynced);
+        let gone = open.filter(|file| file.is_gone());
+        let gone: HashSet<u64> = gone.map(|file| file.number()).collect();
+        self.forget(&gone);
     }
 
     /// Writes no more to a file.
@@ -69,24 +128,33 @@ impl Writer {
             .retain(|_, open| open.file.number() != number);
     }
 
-    /// Unlinks files whose rows are gone.
+    /// Has files go whose rows are gone.
     pub(super) fn remove(&mut self, victims: &[Victim]) {
+        self.forget(&victims.iter().map(|victim| victim.number).collect());
         for victim in victims {
-            self.let_go(victim.number);
-            self.written.remove(victim.number);
-            self.store.files.remove(victim.number);
             self.store.stats.add(Counter::EvictedBytes, victim.bytes);
             self.store.files.condemn(victim.number);
         }
+    }
+
+    /// Holds nothing any more of files that are gone.
+    fn forget(&mut self, gone: &HashSet<u64>) {
+        if gone.is_empty() {
+            return;
+        }
+        for number in gone {
+            self.let_go(*number);
+            self.written.remove(*number);
+            self.store.files.remove(*number);
+        }
         // What was written to them and not committed must not be found any more.
-        let gone: HashSet<u64> = victims.iter().map(|victim| victim.number).collect();
         let store = &self.store;
         self.uncommitted.retain(|written| {
-            let there = !gone.contains(&written.location.file);
-            if !there {
-                store.remove_pending(written.digest);
+            let file = written.location.file;
+            if gone.contains(&file) {
+                store.remove_written(written.digest, file);
             }
-            there
+            !gone.contains(&file)
         });
         self.changed.retain(|number, _| !gone.contains(number));
         self.unsynced

@@ -1,7 +1,7 @@
 //! What readers come for. What a reader came for once more is kept when room is made (`eviction`).
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{
         Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -20,6 +20,8 @@ pub(super) const READ_AGAIN: u8 = 2;
 const PLACES: usize = 1 << 14;
 /// Times are compared modulo 34 years.
 const TIME: u64 = (1 << 30) - 1;
+/// Passes that are written to the index at once, at the most.
+pub(super) const AT_ONCE: usize = 2048;
 /// Digests that are remembered until the index has them, at the most.
 const MOST: usize = 1 << 16;
 
@@ -28,15 +30,24 @@ const MOST: usize = 1 << 16;
 pub(super) struct Uses {
     /// The last pass over a chunk: a part of its digest (32 bits), the time in seconds (30), and how many there were (2).
     last: Box<[AtomicU64]>,
-    /// Passes that the index does not know of yet. The lock is held for a map operation only.
-    counted: Mutex<HashMap<Digest, u8>>,
+    /// The lock is held for a map operation only.
+    unwritten: Mutex<Unwritten>,
+}
+
+/// What the index does not know of yet.
+#[derive(Debug, Default)]
+struct Unwritten {
+    /// Passes.
+    counted: HashMap<Digest, u8>,
+    /// Chunks that are wanted, and on their way perhaps.
+    expected: HashSet<Digest>,
 }
 
 impl Default for Uses {
     fn default() -> Self {
         Self {
             last: (0..PLACES).map(|_| AtomicU64::new(0)).collect(),
-            counted: Mutex::default(),
+            unwritten: Mutex::default(),
         }
     }
 }
@@ -62,38 +73,64 @@ impl Uses {
         self.add(chunk, 1);
     }
 
-    /// Adds passes that nobody has noted.
+    /// Notes passes that this process has not seen.
     pub(super) fn add(&self, chunk: Digest, passes: u8) {
-        let mut counted = self.lock();
-        if counted.len() < MOST || counted.contains_key(&chunk) {
-            let count = counted.entry(chunk).or_default();
+        let mut uses = self.lock();
+        if uses.counted.len() < MOST || uses.counted.contains_key(&chunk) {
+            let count = uses.counted.entry(chunk).or_default();
             *count = count.saturating_add(passes);
         }
     }
 
     /// Whether readers came for a chunk more than once, as far as the index does not know.
     pub(super) fn is_read_again(&self, chunk: Digest) -> bool {
-        let counted = self.lock();
-        counted
-            .get(&chunk)
-            .is_some_and(|count| *count >= READ_AGAIN)
+        let uses = self.lock();
+        let counted = uses.counted.get(&chunk);
+        uses.expected.contains(&chunk) || counted.is_some_and(|count| *count >= READ_AGAIN)
+    }
+
+    /// Notes that a chunk is wanted that may not be here yet: when it comes, it is as if it had been read again.
+    pub(super) fn expect(&self, chunk: Digest) {
+        let mut uses = self.lock();
+        if uses.expected.len() >= MOST {
+            // Most of those never came.
+            uses.expected.clear();
+        }
+        uses.expected.insert(chunk);
     }
 
     /// The passes over a chunk that the index does not know of. They are forgotten here.
     pub(super) fn take(&self, chunk: Digest) -> u8 {
-        self.lock().remove(&chunk).unwrap_or_default()
+        let mut uses = self.lock();
+        let counted = uses.counted.remove(&chunk).unwrap_or_default();
+        match uses.expected.remove(&chunk) {
+            true => counted.saturating_add(READ_AGAIN),
+            false => counted,
+        }
     }
 
-    /// All of them but those over chunks that `stays` says are not in the index yet.
-    pub(super) fn take_all(&self, stays: impl Fn(Digest) -> bool) -> Vec<(Digest, u8)> {
-        let all = std::mem::take(&mut *self.lock());
-        let (stay, taken): (Vec<_>, Vec<_>) = all.into_iter().partition(|(chunk, _)| stays(*chunk));
-        self.lock().extend(stay);
+    /// Some of them, but not those over chunks that `stays` says are not in the index yet.
+    pub(super) fn take_some(&self, stays: impl Fn(Digest) -> bool) -> Vec<(Digest, u8)> {
+        let all = std::mem::take(&mut self.lock().counted);
+        let (mut taken, mut left) = (Vec::new(), Vec::new());
+        for (chunk, count) in all {
+            match taken.len() < AT_ONCE && !stays(chunk) {
+                true => taken.push((chunk, count)),
+                false => left.push((chunk, count)),
+            }
+        }
+        let mut uses = self.lock();
+        for (chunk, count) in left {
+            let counted = uses.counted.entry(chunk).or_default();
+            *counted = counted.saturating_add(count);
+        }
         taken
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<Digest, u8>> {
-        self.counted.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Unwritten> {
+        self.unwritten
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -135,8 +172,13 @@ mod tests {
         uses.note(early, false, 100);
         uses.note(early, false, 200);
         uses.note(late, false, 100);
-        assert_eq!(uses.take_all(|chunk| chunk == late), [(early, 2)]);
+        assert_eq!(uses.take_some(|chunk| chunk == late), [(early, 2)]);
         assert_eq!(uses.take(late), 1);
         assert_eq!(uses.take(late), 0);
+        uses.expect(late);
+        assert!(uses.is_read_again(late));
+        assert_eq!(uses.take_some(|_| false), [], "it has not come");
+        assert_eq!(uses.take(late), READ_AGAIN);
+        assert!(!uses.is_read_again(late));
     }
 }

@@ -8,12 +8,12 @@ use rusqlite::{Connection, params};
 
 use super::{
     CacheError, DataFile,
-    eviction::Victim,
+    eviction::{self, Victim},
     index::{self, PROMISED, WRITER_WAITS},
     placing::Growing,
     ranges::Ranges,
     rows::Row,
-    store::{Command, Store},
+    store::{Command, NewChunk, Store},
     syncing::{Round, Syncer},
     writing::{OpenForWriting, Segment, Written},
 };
@@ -58,8 +58,10 @@ pub(super) struct Writer {
     pub(super) written_bytes: u64,
     /// Of them, those that were copied out of evicted files.
     pub(super) copied_bytes: u64,
-    /// Files that all processes had evicted when this one last looked which of its own were.
-    pub(super) evicted: u64,
+    /// Chunks of evicted files that stay, and could not be written yet.
+    pub(super) kept: Vec<NewChunk>,
+    /// Bytes of files that went, and that the filesystem has not given back yet; and since when.
+    pub(super) late: Option<(Instant, u64)>,
     /// Whether a sync was asked for.
     pub(super) promised: bool,
     pub(super) counted: Vec<u64>,
@@ -88,7 +90,8 @@ impl Writer {
             unsynced_since: None,
             written_bytes: 0,
             copied_bytes: 0,
-            evicted: 0,
+            kept: Vec::new(),
+            late: None,
             promised: false,
             paused_until: None,
             housekeeping_at: Instant::now(),
@@ -132,6 +135,9 @@ impl Writer {
         }
         self.commit();
         self.housekeeping();
+        let kept = std::mem::take(&mut self.kept);
+        self.give_up(kept);
+        self.commit();
         let store = Arc::clone(&self.store);
         self.end();
         // Nothing is held by the writer any more, and what is still read is opened again.
@@ -191,8 +197,8 @@ impl Writer {
                 Err(error) => tracing::warn!(%error, "not written to the index"),
             }
         }
-        for file in verified.values() {
-            self.note_verified(file);
+        for file in verified.into_values() {
+            self.note_verified(&file);
         }
         for ack in acks {
             let _ = ack.send(());
@@ -285,8 +291,12 @@ pub(super) fn insert_written(
             Entry::Vacant(new) => *new.insert(index::file(connection, number)?.is_some()),
         };
         if is_there {
-            let reads = chunk.reads + u32::from(store.uses.take(chunk.digest));
-            index::insert_chunk(connection, chunk.digest, chunk.location, chunk.size, reads)?;
+            let passes = store.uses.take(chunk.digest);
+            let reads = chunk.reads + u32::from(passes);
+            let (location, size) = (chunk.location, chunk.size);
+            if !index::insert_chunk(connection, chunk.digest, location, size, reads)? {
+                eviction::note_uses(connection, [(chunk.digest, passes)])?;
+            }
         }
     }
     Ok(())

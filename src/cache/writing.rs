@@ -18,6 +18,12 @@ pub(super) struct Segment {
     open: OpenForWriting,
 }
 
+impl Segment {
+    pub(super) const fn file(&self) -> &Arc<DataFile> {
+        &self.open.file
+    }
+}
+
 /// A chunk that was written and that no row names yet.
 pub(super) struct Written {
     pub(super) digest: Digest,

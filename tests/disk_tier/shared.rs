@@ -22,7 +22,9 @@ fn tree_of(scratch: &Scratch) -> String {
 fn fetched(scratch: &Scratch) -> u64 {
     let status = scratch.ok(["status", "--json"]);
     let status: serde_json::Value = serde_json::from_str(&status).unwrap();
-    status["cache"]["counters"]["fetched_bytes"].as_u64().unwrap()
+    status["cache"]["counters"]["fetched_bytes"]
+        .as_u64()
+        .unwrap()
 }
 
 fn is_fetched_once(scratch: &Scratch) {

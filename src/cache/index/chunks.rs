@@ -2,7 +2,7 @@
 
 use rusqlite::{Connection, OptionalExtension, params};
 
-use super::{super::eviction::Queue, signed, unsigned};
+use super::{super::eviction::Queue, now_nanos, signed, unsigned};
 use crate::model::Digest;
 
 /// Where a chunk lies on disk.
@@ -40,14 +40,15 @@ pub(in crate::cache) fn chunk(
         .optional()
 }
 
+/// False where the chunk is known already.
 pub(in crate::cache) fn insert_chunk(
     connection: &Connection,
     digest: Digest,
     location: Location,
     size: u64,
     reads: u32,
-) -> rusqlite::Result<()> {
-    connection
+) -> rusqlite::Result<bool> {
+    let added = connection
         .prepare_cached(
             "INSERT OR IGNORE INTO chunks (digest, file, offset, size, reads) VALUES (?, ?, ?, ?, ?)",
         )?
@@ -58,7 +59,7 @@ pub(in crate::cache) fn insert_chunk(
             signed(size)?,
             reads
         ])?;
-    Ok(())
+    Ok(added > 0)
 }
 
 /// Forgets a chunk that was found damaged, unless it has moved since.
@@ -120,6 +121,28 @@ pub(in crate::cache) fn file_row(row: &rusqlite::Row<'_>) -> rusqlite::Result<Fi
         bytes: unsigned(row, 2)?,
         stamp: row.get(3)?,
     })
+}
+
+/// When something comes to the end of a queue, in nanoseconds since 1970: after all that is in it, also when the clock was set back.
+pub(in crate::cache) fn entry(connection: &Connection, queue: Queue) -> rusqlite::Result<i64> {
+    let last: Option<i64> = connection
+        .prepare_cached("SELECT max(entered_at) FROM files WHERE queue = ?")?
+        .query_row([queue as i64], |row| row.get(0))?;
+    Ok(now_nanos().max(last.map_or(0, |last| last.saturating_add(1))))
+}
+
+/// A file that is in a queue.
+pub(in crate::cache) fn file_in(
+    connection: &Connection,
+    number: u64,
+    queue: Queue,
+) -> rusqlite::Result<Option<FileRow>> {
+    connection
+        .prepare_cached(
+            "SELECT number, length, bytes, stamp FROM files WHERE number = ? AND queue = ?",
+        )?
+        .query_row(params![signed(number)?, queue as i64], file_row)
+        .optional()
 }
 
 /// A digest in a column.

@@ -25,8 +25,8 @@ use rusqlite::{Connection, OpenFlags, TransactionBehavior, config::DbConfig};
 pub(super) use self::schema::in_memory;
 pub(super) use self::{
     chunks::{
-        FileRow, Location, blob_file, chunk, chunks_in, delete_chunk, digest, file, file_row,
-        insert_chunk, is_taken, open_segments, retire,
+        FileRow, Location, blob_file, chunk, chunks_in, delete_chunk, digest, entry, file, file_in,
+        file_row, insert_chunk, is_taken, open_segments, retire,
     },
     names::{delete_name, insert_name, insert_path_info, name, names, path_info, path_infos},
     objects::{
@@ -289,7 +289,7 @@ fn connect_writer(path: &Path, create: OpenFlags) -> rusqlite::Result<Connection
     // Without a sync per commit, a crash of the machine may lose the last commits but never breaks the index.
     connection.pragma_update(None, "synchronous", "NORMAL")?;
     connection.pragma_update(None, "foreign_keys", "ON")?;
-    connection.pragma_update(None, "journal_size_limit", 4 << 20)?;
+    connection.pragma_update(None, "journal_size_limit", 1 << 20)?;
     // Whoever commits does not wait for the disk: `syncing` does, and at the end `Index::end_log`.
     connection.pragma_update(None, "wal_autocheckpoint", 0)?;
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;

@@ -1,0 +1,103 @@
+//! Carrying out an eviction: what stays of the files that go is read, to be written to another.
+
+use std::{
+    io,
+    os::unix::fs::FileExt,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use super::{
+    Blob, Counter,
+    eviction::{COPIED_AT_ONCE, Evicted, Kept},
+    memory::Share,
+    store::{IfSlow, NewChunk, Pending},
+    writer::Writer,
+};
+use crate::model::{Digest, Manifest};
+
+/// Bytes that are written for each that is copied, at the least.
+const WRITTEN_FOR_COPIED: u64 = 5;
+/// What a filesystem does not give back in this time, it does not give back.
+const LATE: Duration = Duration::from_secs(30);
+
+impl Writer {
+    /// Bytes that may be copied now, with some to begin with.
+    pub(super) fn copies(&self) -> u64 {
+        (COPIED_AT_ONCE + self.written_bytes / WRITTEN_FOR_COPIED).saturating_sub(self.copied_bytes)
+    }
+
+    /// Has the files of an eviction go. The chunks that stay are to be written once more.
+    pub(super) fn evict(&mut self, evicted: Evicted) -> Vec<NewChunk> {
+        let before = self.store.filesystem();
+        let before = before.map_or(u64::MAX, |filesystem| filesystem.free);
+        let kept: Vec<_> = evicted
+            .kept
+            .into_iter()
+            .filter_map(|kept| self.read_kept(&kept))
+            .collect();
+        self.remove(&evicted.victims);
+        let held = self.store.files.reap();
+        // Some filesystems give back room a while later only, and nothing more is to go for that.
+        let bytes: u64 = evicted.victims.iter().map(|victim| victim.bytes).sum();
+        let filesystem = self.store.filesystem();
+        let freed = filesystem.map_or(0, |now| now.free.saturating_sub(before));
+        let expected = bytes.saturating_sub(held.passing);
+        // Others write meanwhile.
+        if freed < expected / 2 {
+            self.late = Some((Instant::now(), self.late() + expected - freed));
+        }
+        kept
+    }
+
+    /// Bytes of files that went not long ago, and are not free yet as the filesystem says.
+    pub(super) fn late(&self) -> u64 {
+        let late = self.late.filter(|(since, _)| since.elapsed() < LATE);
+        late.map_or(0, |(_, bytes)| bytes)
+    }
+
+    /// A chunk that stays, from the file that goes. One that cannot be read, or is damaged, goes too.
+    fn read_kept(&mut self, kept: &Kept) -> Option<NewChunk> {
+        let read = || -> io::Result<Vec<u8>> {
+            let file = match self.store.files.get(kept.file.number) {
+                Some(file) => file,
+                None => self.store.files.open(&kept.file, false)?,
+            };
+            let len = usize::try_from(kept.size).map_err(io::Error::other)?;
+            let mut bytes = vec![0; len];
+            file.file()
+                .read_exact_at(&mut bytes, kept.location.offset)?;
+            Ok(bytes)
+        };
+        let bytes = match read() {
+            Ok(bytes) if Digest::of(&bytes) == kept.digest => bytes::Bytes::from(bytes),
+            Ok(_) => {
+                self.store.stats.add(Counter::DamagedChunks, 1);
+                return None;
+            }
+            Err(error) => {
+                tracing::debug!(%error, digest = %kept.digest, "a chunk that is used does not stay");
+                return None;
+            }
+        };
+        let blob = Blob::new(
+            kept.digest,
+            Manifest::whole(kept.digest, kept.size),
+            vec![None],
+        );
+        self.copied_bytes += kept.size;
+        self.store.stats.add(Counter::CopiedBytes, kept.size);
+        self.store
+            .set_pending(kept.digest, Pending::Queued(bytes.clone()));
+        Some(NewChunk {
+            digest: kept.digest,
+            _queued: self.store.backlog.add(kept.size, u64::MAX),
+            bytes,
+            blob: Arc::new(blob),
+            position: 0,
+            share: Share::default(),
+            if_slow: IfSlow::LeaveOut,
+            stays: Some(kept.reads),
+        })
+    }
+}
