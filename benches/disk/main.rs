@@ -227,7 +227,7 @@ fn add_rows(cache: &Path, rows: u64) {
         }
         let digest = blake3::hash(&number.to_ne_bytes());
         change
-            .prepare_cached("INSERT INTO chunks SELECT ?, max(number), ?, 1 FROM files")
+            .prepare_cached("INSERT INTO chunks (digest, file, offset, size) SELECT ?, max(number), ?, 1 FROM files")
             .unwrap()
             .execute(params![
                 &digest.as_bytes()[..],
