@@ -24,7 +24,7 @@ use std::{
 use async_trait::async_trait;
 use bytes::Bytes;
 use castore::{
-    cache::{Blob, Cache, CacheError, Check, ChunkData, Config, Counter, Quota, Slice},
+    cache::{Blob, Cache, CacheError, Check, ChunkData, Config, Counter, Quota, Reader, Slice},
     import::{self, Options, Progress},
     model::{Digest, Manifest, Name, Node, OutputHash, SizeRule},
     remote::{
@@ -200,7 +200,7 @@ async fn read(cache: &Arc<Cache>, digest: Digest, size: u64) -> Result<Vec<u8>, 
     let blob = cache.blob(digest, size).await?;
     let mut bytes = Vec::new();
     for slice in blob.manifest().slices(0, size) {
-        let data = match cache.slice_at_hand(&blob, slice) {
+        let data = match cache.slice_at_hand(&blob, slice, Reader::New) {
             Some(slice) => slice.data,
             None => cache.chunk(&blob, slice.index).await?,
         };
@@ -377,7 +377,7 @@ fn flip_bits(path: &Path, bit: u8) {
 async fn assert_no_wrong_byte(cache: &Arc<Cache>, blob: &Arc<Blob>, content: &[u8]) {
     let size = content.len() as u64;
     for slice in blob.manifest().slices(0, size) {
-        let data: ChunkData = match cache.slice_at_hand(blob, slice) {
+        let data: ChunkData = match cache.slice_at_hand(blob, slice, Reader::New) {
             Some(slice) => slice.data,
             None => cache.chunk(blob, slice.index).await.unwrap(),
         };
@@ -842,7 +842,7 @@ async fn a_manifest_that_lies_about_a_size_harms_only_itself() {
     let slice = lying.manifest().slices(0, 10).next().unwrap();
     for _ in 0..3 {
         assert!(cache.chunk(&lying, 0).await.is_err());
-        assert!(cache.slice_at_hand(&lying, slice).is_none());
+        assert!(cache.slice_at_hand(&lying, slice, Reader::New).is_none());
         assert!(read(&cache, Digest::of(&content), 700_000).await.unwrap() == content);
         cache.sync().await.unwrap();
     }

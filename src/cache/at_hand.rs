@@ -39,6 +39,14 @@ pub(super) struct WriterThread {
     pub(super) ended: mpsc::Receiver<()>,
 }
 
+/// Who asks for what is at hand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reader {
+    New,
+    /// One who asks once more, now that what he missed has come.
+    Again,
+}
+
 /// The cache: two tiers over the remotes.
 pub struct Cache {
     pub(super) store: Arc<Store>,
@@ -101,6 +109,7 @@ impl Cache {
             true => None,
             false => Some(Writer::new(Arc::clone(&store))?),
         };
+        let writable = writer.is_some();
         let unwritable = Arc::clone(&store);
         let (ends, ended) = mpsc::channel::<()>();
         let thread = std::thread::Builder::new()
@@ -114,7 +123,7 @@ impl Cache {
             })
             .map_err(|error| CacheError::io(&store.dir, error))?;
         Ok(Arc::new(Self {
-            shared_flights: SharedFlights::open(&store.dir),
+            shared_flights: SharedFlights::open(writable.then_some(&*store.dir)),
             store,
             memory: Memory::new(config.memory),
             remote,
@@ -263,14 +272,16 @@ impl Cache {
 
     /// A part of a chunk, if its bytes are in memory or in a file where they are known to be right.
     #[must_use]
-    pub fn slice_at_hand(&self, blob: &Blob, slice: ChunkSlice) -> Option<Slice> {
+    pub fn slice_at_hand(&self, blob: &Blob, slice: ChunkSlice, reader: Reader) -> Option<Slice> {
         let data = self.data_at_hand(blob, slice.index)?;
         let counter = match data {
             ChunkData::Disk(..) => Counter::DiskHits,
             ChunkData::Memory(_) => Counter::MemoryHits,
         };
         self.stats.add(counter, 1);
-        self.note_reader(blob, slice.index, slice.start == 0, index::now());
+        if reader == Reader::New {
+            self.note_reader(blob, slice.index, slice.start == 0, index::now());
+        }
         Some(Slice {
             data,
             start: slice.start,
@@ -300,7 +311,13 @@ impl Cache {
     /// Makes a slice longer by a part that lies right behind it in the same file and is known to be right. The file was looked at for
     /// the slice, a moment ago. False where it does not.
     #[must_use]
-    pub fn extend_at_hand(&self, blob: &Blob, part: ChunkSlice, slice: &mut Slice) -> bool {
+    pub fn extend_at_hand(
+        &self,
+        blob: &Blob,
+        part: ChunkSlice,
+        slice: &mut Slice,
+        reader: Reader,
+    ) -> bool {
         let ChunkData::Disk(file, offset) = &slice.data else {
             return false;
         };
@@ -314,7 +331,9 @@ impl Cache {
             return false;
         }
         self.stats.add(Counter::DiskHits, 1);
-        self.note_reader(blob, part.index, part.start == 0, index::now());
+        if reader == Reader::New {
+            self.note_reader(blob, part.index, part.start == 0, index::now());
+        }
         slice.len += part.len;
         true
     }

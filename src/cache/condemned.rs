@@ -80,7 +80,7 @@ impl Condemned {
             };
             let bytes = u64::try_from(stat.st_blocks).unwrap_or_default() * 512;
             let since = u64::try_from(stat.st_ctime).unwrap_or_default();
-            match super::now().saturating_sub(since) < SOON {
+            match super::now().abs_diff(since) < SOON {
                 true => held.passing += bytes,
                 false => held.staying += bytes,
             }

@@ -3,12 +3,14 @@
 use std::{
     io,
     os::unix::fs::FileExt,
-    sync::Arc,
-    time::{Duration, Instant},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use super::{
-    Blob, Counter,
+    Blob, Counter, DataFile,
     eviction::{COPIED_AT_ONCE, Evicted, Kept},
     memory::Share,
     store::{IfSlow, NewChunk, Pending},
@@ -18,8 +20,6 @@ use crate::model::{Digest, Manifest};
 
 /// Bytes that are written for each that is copied, at the least.
 const WRITTEN_FOR_COPIED: u64 = 5;
-/// What a filesystem does not give back in this time, it does not give back.
-const LATE: Duration = Duration::from_secs(30);
 
 impl Writer {
     /// Bytes that may be copied now, with some to begin with.
@@ -31,38 +31,52 @@ impl Writer {
     pub(super) fn evict(&mut self, evicted: Evicted) -> Vec<NewChunk> {
         let before = self.store.filesystem();
         let before = before.map_or(u64::MAX, |filesystem| filesystem.free);
-        let kept: Vec<_> = evicted
+        let opened: Vec<_> = evicted
             .kept
             .into_iter()
-            .filter_map(|kept| self.read_kept(&kept))
+            .map(|kept| (self.open_kept(&kept), kept))
             .collect();
+        // Before they are read, so that they are in nobody's account for a moment only.
         self.remove(&evicted.victims);
+        let kept: Vec<_> = opened
+            .into_iter()
+            .filter_map(|(file, kept)| self.read_kept(file?.as_ref(), &kept))
+            .collect();
         let held = self.store.files.reap();
-        // Some filesystems give back room a while later only, and nothing more is to go for that.
         let bytes: u64 = evicted.victims.iter().map(|victim| victim.bytes).sum();
         let filesystem = self.store.filesystem();
         let freed = filesystem.map_or(0, |now| now.free.saturating_sub(before));
         let expected = bytes.saturating_sub(held.passing);
         // Others write meanwhile.
         if freed < expected / 2 {
-            self.late = Some((Instant::now(), self.late() + expected - freed));
+            // Some filesystems give room back when they are synced, and nothing more is to go for that.
+            let synced = Arc::<AtomicBool>::default();
+            self.late = Some((Arc::clone(&synced), self.late() + expected - freed));
+            self.unsynced.all = true;
+            self.unsynced
+                .told
+                .push(Box::new(move |_| synced.store(true, Ordering::Relaxed)));
+            self.sync();
         }
         kept
     }
 
     /// Bytes of files that went not long ago, and are not free yet as the filesystem says.
     pub(super) fn late(&self) -> u64 {
-        let late = self.late.filter(|(since, _)| since.elapsed() < LATE);
-        late.map_or(0, |(_, bytes)| bytes)
+        let late = self.late.as_ref();
+        let late = late.filter(|(synced, _)| !synced.load(Ordering::Relaxed));
+        late.map_or(0, |(_, bytes)| *bytes)
+    }
+
+    fn open_kept(&self, kept: &Kept) -> Option<Arc<DataFile>> {
+        let files = &self.store.files;
+        let open = || files.open(&kept.file, false).ok();
+        files.get(kept.file.number).or_else(open)
     }
 
     /// A chunk that stays, from the file that goes. One that cannot be read, or is damaged, goes too.
-    fn read_kept(&mut self, kept: &Kept) -> Option<NewChunk> {
+    fn read_kept(&mut self, file: &DataFile, kept: &Kept) -> Option<NewChunk> {
         let read = || -> io::Result<Vec<u8>> {
-            let file = match self.store.files.get(kept.file.number) {
-                Some(file) => file,
-                None => self.store.files.open(&kept.file, false)?,
-            };
             let len = usize::try_from(kept.size).map_err(io::Error::other)?;
             let mut bytes = vec![0; len];
             file.file()
@@ -91,7 +105,7 @@ impl Writer {
             .set_pending(kept.digest, Pending::Queued(bytes.clone()));
         Some(NewChunk {
             digest: kept.digest,
-            _queued: self.store.backlog.add(kept.size, u64::MAX),
+            queued: self.store.backlog.add(kept.size, u64::MAX),
             bytes,
             blob: Arc::new(blob),
             position: 0,

@@ -125,7 +125,7 @@ pub(super) fn make_room(
         }
         let bytes = file.row.bytes;
         let kept = if is_too_much { Vec::new() } else { read };
-        haunt(connection, &file, kept.is_empty())?;
+        chunks += haunt(connection, &file, kept.is_empty())?;
         delete_file(connection, number)?;
         copied += kept.iter().map(|kept| kept.size).sum::<u64>();
         evicted.kept.extend(kept);
@@ -217,8 +217,8 @@ fn stay(connection: &Connection, number: u64) -> rusqlite::Result<()> {
     Ok(())
 }
 
-/// Remembers what goes: all of it, or what was not read again.
-fn haunt(connection: &Connection, file: &Oldest, all: bool) -> rusqlite::Result<()> {
+/// Remembers what goes, all of it or what was not read again, and says how much that is.
+fn haunt(connection: &Connection, file: &Oldest, all: bool) -> rusqlite::Result<usize> {
     let number = index::signed(file.row.number)?;
     let generation = index::meta(connection, "ghost_generation")?.unwrap_or_default();
     let mut added = match file.is_blob {
@@ -238,13 +238,15 @@ fn haunt(connection: &Connection, file: &Oldest, all: bool) -> rusqlite::Result<
     let count = index::meta(connection, "ghosts")?.unwrap_or_default() + added as u64;
     // Two generations together are as many as there are chunks.
     if count < index::sum(connection, "chunks")?.max(MIN_GHOSTS) / 2 {
-        return index::set_meta(connection, "ghosts", count);
+        index::set_meta(connection, "ghosts", count)?;
+        return Ok(added);
     }
     connection
         .prepare_cached("DELETE FROM ghosts WHERE generation < ?")?
         .execute([index::signed(generation)?])?;
     index::set_meta(connection, "ghosts", 0)?;
-    index::set_meta(connection, "ghost_generation", generation + 1)
+    index::set_meta(connection, "ghost_generation", generation + 1)?;
+    Ok(added)
 }
 
 /// The queue for something new: a chunk, or a blob that has a file of its own. `ahead`: bytes that are in no row yet.
@@ -333,6 +335,7 @@ mod tests {
                 total: 1 << 40,
                 free,
             },
+            size: quota,
         }
     }
 

@@ -354,7 +354,7 @@ impl Cache {
             blob: Arc::clone(blob),
             position,
             share,
-            _queued: Some(queued),
+            queued: Some(queued),
             if_slow,
             stays: None,
         }));

@@ -5,6 +5,10 @@ use std::{
     sync::Arc,
 };
 
+use rustix::fs::StatVfsMountFlags;
+
+/// The owner of what belongs to nobody whom this user namespace knows, as the kernel has it by default.
+const UNMAPPED: u32 = 65_534;
 /// Filesystems on which `SQLite`'s locks and shared memory cannot be relied on, by the magic number of `statfs(2)`.
 const REFUSED: [(i64, &str); 4] = [
     (0x6969, "NFS"),
@@ -119,19 +123,19 @@ impl From<io::Error> for Refused {
 fn check_owner(path: &Path) -> Result<(), Refused> {
     let metadata = fs::metadata(path)?;
     let (owner, mode) = (metadata.uid(), metadata.mode() & 0o7777);
-    let ours = owner == rustix::process::geteuid().as_raw();
-    if !ours && owner != 0 {
+    let user = rustix::process::geteuid().as_raw();
+    let filesystem = rustix::fs::statvfs(path).map_err(io::Error::from)?;
+    let is_read_only = filesystem.f_flag.contains(StatVfsMountFlags::RDONLY);
+    if owner != user && owner != 0 && !(is_read_only && owner == UNMAPPED) {
         return Err(Refused::Guard(GuardError::Foreign {
             path: path.to_owned(),
             owner,
         }));
     }
-    if mode & 0o002 == 0 {
+    if is_read_only || mode & 0o002 == 0 {
         return Ok(());
     }
-    let is_cache = path.join("index.sqlite").exists();
-    let is_new = || fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_none());
-    if ours && mode & 0o1000 == 0 && (is_cache || is_new()) {
+    if owner == user && mode & 0o1000 == 0 && (is_new(path) || is_own_cache(path, user)) {
         tracing::warn!(
             ?path,
             "everybody could write to the cache directory; its mode is 0700 now"
@@ -144,6 +148,22 @@ fn check_owner(path: &Path) -> Result<(), Refused> {
         mode,
         suggested: path.join("castore"),
     }))
+}
+
+fn is_new(path: &Path) -> bool {
+    fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_none())
+}
+
+/// Whether there is a cache that nobody else has put there.
+fn is_own_cache(path: &Path, user: u32) -> bool {
+    let is_own = |path: &Path| fs::symlink_metadata(path).is_ok_and(|found| found.uid() == user);
+    let data = path.join("data");
+    let Ok(files) = fs::read_dir(&data) else {
+        return false;
+    };
+    is_own(&path.join("index.sqlite"))
+        && is_own(&data)
+        && files.flatten().all(|file| is_own(&file.path()))
 }
 
 /// The name of a filesystem that is refused.

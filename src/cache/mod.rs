@@ -70,7 +70,7 @@ mod whole;
 mod writer;
 mod writing;
 
-pub use at_hand::Cache;
+pub use at_hand::{Cache, Reader};
 pub use blob::{Blob, ChunkData, ONE_CHUNK, Slice};
 pub use by_digest::Opened;
 pub use clock::ClockCache;

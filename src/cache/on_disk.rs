@@ -57,7 +57,10 @@ impl Cache {
             Ok(right.then(|| Bytes::from(bytes)))
         };
         let file = self.open_present(location, chunk.size)?.0;
-        let bytes = self.undamaged(chunk.digest, location, read(&file))?;
+        let Some(bytes) = self.undamaged(chunk.digest, location, read(&file)) else {
+            file.distrust();
+            return None;
+        };
         file.touch(index::now());
         self.stats().add(Counter::DiskHits, 1);
         self.memory.chunks.insert(chunk.digest, bytes.clone());

@@ -9,8 +9,8 @@ use std::{
 
 use super::{
     CacheError,
-    eviction::{self, Evicted, MAX_VISITS, Means, Queue},
-    index,
+    eviction::{self, COPIED_AT_ONCE, Evicted, MAX_VISITS, Means, Queue},
+    index::{self, LOG_MAX},
     placing::Places,
     ranges::Ranges,
     space::Room,
@@ -55,7 +55,6 @@ impl Writer {
         let mut held_since = None;
         let mut turns = 0;
         while !left.is_empty() {
-            turns += 1;
             let visits = if turns < MAX_TURNS { MAX_VISITS } else { 0 };
             match self.reserve(&mut left, visits) {
                 Ok(Reserved::Placed(plan)) => {
@@ -69,6 +68,7 @@ impl Writer {
                     }
                 }
                 Ok(Reserved::Evicted(evicted)) => {
+                    turns += 1;
                     let kept = self.evict(evicted);
                     left.splice(0..0, kept);
                 }
@@ -77,13 +77,13 @@ impl Writer {
                     // Some of it may be open here.
                     self.commit();
                     self.close_gone();
+                    if self.store.index.log_len() > LOG_MAX && !self.syncer.is_busy() {
+                        self.sync();
+                    }
                     self.sync_if_due();
                     if !self.store.keeps || since.elapsed() >= HELD {
                         tracing::debug!(dir = ?self.store.dir, "evicted files are open elsewhere");
-                        let (kept, given_up) =
-                            left.into_iter().partition(|chunk| chunk.stays.is_some());
-                        self.kept = kept;
-                        self.give_up(given_up);
+                        self.put_off(left);
                         return;
                     }
                     thread::sleep(LOOK_EVERY);
@@ -100,11 +100,23 @@ impl Writer {
                 Err(error) => {
                     tracing::warn!(%error, "no room can be reserved; reading goes on without the cache");
                     self.pause();
-                    self.give_up(left);
+                    self.put_off(left);
                     return;
                 }
             }
         }
+    }
+
+    /// Gives up all but copies of what is used, which are tried again.
+    fn put_off(&mut self, chunks: Vec<NewChunk>) {
+        let (mut kept, given_up): (Vec<_>, _) =
+            chunks.into_iter().partition(|chunk| chunk.stays.is_some());
+        for chunk in &mut kept {
+            // Nobody waits for them.
+            chunk.queued = None;
+        }
+        self.kept = kept;
+        self.give_up(given_up);
     }
 
     /// Leaves out what another fetch or another process has written meanwhile.
@@ -140,8 +152,20 @@ impl Writer {
             held = store.files.reap();
         }
         let late = self.late();
+        let copies = left.iter().filter(|chunk| chunk.stays.is_some());
+        let (mut count, mut bytes) = (0, 0);
+        for chunk in copies {
+            count += 1;
+            bytes += chunk.bytes.len() as u64;
+        }
+        let are_copies = count == left.len();
         let means = Means {
-            copies: self.copies(),
+            // They are in memory.
+            copies: if bytes < COPIED_AT_ONCE {
+                self.copies()
+            } else {
+                0
+            },
             visits,
         };
         self.growing.expire();
@@ -170,6 +194,10 @@ impl Writer {
                 }
                 need += size;
                 taken += 1;
+            }
+            if are_copies && !room.fits(index::data_bytes(connection)?, 0, need) {
+                // Room was made for them once.
+                return Ok(Err(Reserved::Held));
             }
             let made = eviction::make_room(connection, &room, need, means, || {
                 // What was just written is known when it goes, and so is what is read at this moment.

@@ -28,6 +28,8 @@ const LOOK_EVERY: u64 = 100;
 const FIRST_PAUSE: Duration = Duration::from_millis(2);
 /// … and later after this.
 const LONGEST_PAUSE: Duration = Duration::from_millis(20);
+/// What is estimated may be far from what is.
+const LONGEST_WAIT: Duration = Duration::from_secs(2);
 /// No reader waits longer, unless two transfers take longer …
 const READER_WAITS: Duration = Duration::from_millis(250);
 /// … and nobody else longer than this.
@@ -71,19 +73,13 @@ impl Drop for SharedFlight {
 }
 
 impl SharedFlights {
-    pub(super) fn open(cache_dir: &Path) -> Self {
-        let file = File::options()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .custom_flags(libc::O_CLOEXEC | libc::O_NOFOLLOW)
-            .open(cache_dir.join(NAME));
-        let present = file.and_then(|file| lock(&file, libc::F_RDLCK, PRESENCE).map(|_| file));
+    /// `None` for a cache that this process writes nothing to.
+    pub(super) fn open(cache_dir: Option<&Path>) -> Self {
+        let unwritable = || Err(io::Error::from(io::ErrorKind::ReadOnlyFilesystem));
+        let present = cache_dir.map_or_else(unwritable, Self::enter);
         Self {
             file: present
-                .inspect_err(|error| tracing::debug!(%error, ?cache_dir, "fetches are not shared"))
+                .inspect_err(|error| tracing::debug!(%error, "fetches are not shared"))
                 .ok()
                 .map(Arc::new),
             held: Arc::default(),
@@ -91,6 +87,19 @@ impl SharedFlights {
             looked_at: AtomicU64::new(0),
             has_company: AtomicBool::new(false),
         }
+    }
+
+    fn enter(cache_dir: &Path) -> io::Result<File> {
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .custom_flags(libc::O_CLOEXEC | libc::O_NOFOLLOW)
+            .open(cache_dir.join(NAME))?;
+        lock(&file, libc::F_RDLCK, PRESENCE)?;
+        Ok(file)
     }
 
     fn begin(&self, chunk: Digest) -> Begun {
@@ -213,7 +222,7 @@ impl Cache {
                 false => OTHERS_WAIT,
             };
             let transfer = self.pace().time_of(chunk.size).unwrap_or_default();
-            if begun.elapsed() >= at_least.max(2 * transfer) {
+            if begun.elapsed() >= at_least.max((2 * transfer).min(LONGEST_WAIT)) {
                 return Ok(Turn::Fetch(None));
             }
             tokio::time::sleep(pause).await;
@@ -240,7 +249,7 @@ mod tests {
     #[test]
     fn one_of_two_fetches() {
         let dir = tempfile::tempdir().unwrap();
-        let [ours, theirs] = [(); 2].map(|()| SharedFlights::open(dir.path()));
+        let [ours, theirs] = [(); 2].map(|()| SharedFlights::open(Some(dir.path())));
         let one = begins(&ours, b"one").unwrap();
         assert!(begins(&theirs, b"one").is_none());
         let two = begins(&theirs, b"two").unwrap();
@@ -259,7 +268,7 @@ mod tests {
     #[test]
     fn they_are_bounded() {
         let dir = tempfile::tempdir().unwrap();
-        let [ours, _theirs] = [(); 2].map(|()| SharedFlights::open(dir.path()));
+        let [ours, _theirs] = [(); 2].map(|()| SharedFlights::open(Some(dir.path())));
         let held: Vec<_> = (0..MOST)
             .map(|number| begins(&ours, &number.to_le_bytes()).unwrap())
             .collect();

@@ -16,7 +16,7 @@ const SEGMENT_MIN: u64 = 1 << 20;
 const SEGMENT_MAX: u64 = 16 << 20;
 const SLACK_MIN: u64 = 4 << 20;
 const SLACK_MAX: u64 = 8 << 20;
-/// What one reservation and what it writes add to the index's log, in bytes, at the most.
+/// What one reservation and what it writes add to the index's log, in bytes, where it evicts little.
 const LOGGED: u64 = 512 << 10;
 const MARGIN_MAX: u64 = 64 << 20;
 /// Part of the room that the probation queue has.
@@ -40,6 +40,8 @@ pub(super) struct Room {
     /// Bytes of the filesystem that must stay free.
     pub(super) min_free: u64,
     pub(super) filesystem: Filesystem,
+    /// The most bytes of data files, as of now.
+    pub(super) size: u64,
 }
 
 impl Room {
@@ -53,16 +55,18 @@ impl Room {
             .filesystem()
             .map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))?;
         let others = store.others();
-        let quota = store.quota(index::meta(connection, "quota")?);
-        Ok(Self {
-            quota,
+        let mut room = Self {
+            quota: store.quota(index::meta(connection, "quota")?),
             other: others.staying + held.staying,
             log: others.passing,
             condemned: held.passing,
             late: 0,
             min_free: store.min_free.bytes(filesystem.total),
             filesystem,
-        })
+            size: 0,
+        };
+        room.size = room.capacity(index::data_bytes(connection)?);
+        Ok(room)
     }
 
     /// As if the filesystem had all the space there is.
@@ -80,7 +84,7 @@ impl Room {
 
     /// Whether a blob has a file of its own. A very large one lives in segments, so that a part of it can be evicted.
     pub(super) const fn has_blob_file(&self, blob: u64) -> bool {
-        blob >= BLOB_FILE_MIN && blob <= self.quota / 4
+        blob >= BLOB_FILE_MIN && blob <= self.size / 4
     }
 
     /// Most bytes of data files, were all of the `data` bytes there are evicted.
@@ -144,7 +148,7 @@ impl Room {
 
     /// Most bytes of chunks that are written at once.
     pub(super) fn batch(&self) -> u64 {
-        (self.quota / PARTS).min(32 << 20)
+        (self.size / PARTS).min(32 << 20)
     }
 }
 
@@ -175,6 +179,7 @@ mod tests {
                 total: 0,
                 free: 1 << 50,
             },
+            size: 64 << 20,
         };
         assert!(!room.has_blob_file((1 << 20) - 1));
         assert!(room.has_blob_file(1 << 20));

@@ -92,7 +92,7 @@ pub(super) struct NewChunk {
     pub(super) position: usize,
     /// Given back once it is written.
     pub(super) share: Share,
-    pub(super) _queued: Option<Queued>,
+    pub(super) queued: Option<Queued>,
     pub(super) if_slow: IfSlow,
     /// Of one that is copied since it was used: how often it was read, to begin with.
     pub(super) stays: Option<u32>,

@@ -251,7 +251,8 @@ impl Writer {
     pub(super) fn sync_if_due(&mut self) {
         self.remove_failed();
         let is_old = |since: Instant| since.elapsed() >= SYNC_AFTER;
-        let is_due = self.is_full_round() || self.unsynced_since.is_some_and(is_old);
+        let is_long = self.store.index.log_len() > 2 * LOG_MAX;
+        let is_due = is_long || self.is_full_round() || self.unsynced_since.is_some_and(is_old);
         if is_due && !self.syncer.is_busy() {
             self.sync();
         }

@@ -74,7 +74,7 @@ impl Writer {
         for round in 0.. {
             let held = store.files.reap();
             let means = Means {
-                copies: 0,
+                copies: self.copies(),
                 // Something goes in the end, however much is used.
                 visits: if round < MAX_VISITS { MAX_VISITS } else { 0 },
             };
@@ -84,15 +84,16 @@ impl Writer {
                     .write_within(NO_LOSS, &mut self.connection, |connection| {
                         // Space that others have taken is no reason to give up what is there: this may be a passing command.
                         let room = Room::now(&store, connection, held)?.of_quota_alone();
-                        if index::used_bytes(connection)? > room.quota / 2 {
-                            // All of it can be fetched again, and chunks are worth more.
-                            connection
-                                .execute_batch("DELETE FROM directories; DELETE FROM blobs;")?;
-                        }
                         let mut evicted =
                             eviction::make_room(connection, &room, 0, means, || Ok(()))?;
                         if evicted.not_enough {
                             evicted.victims = eviction::evict_all(connection)?;
+                        } else if !evicted.unfinished
+                            && index::used_bytes(connection)? > room.quota / 2
+                        {
+                            // All of it can be fetched again, and chunks are worth more.
+                            connection
+                                .execute_batch("DELETE FROM directories; DELETE FROM blobs;")?;
                         }
                         Ok(evicted)
                     })?;

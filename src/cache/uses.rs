@@ -53,8 +53,8 @@ impl Default for Uses {
 }
 
 impl Uses {
-    /// Notes that a reader comes for a chunk. It is another pass where it is the first one, a minute after the last one, or a second after it
-    /// and for its first byte (`begins`), which a reader in order reads once. `now`: seconds since 1970.
+    /// Notes that a reader comes for a chunk. It is another pass where it is the first one, a minute after the last one, or two seconds after
+    /// it and for its first byte (`begins`), which a reader in order reads once. `now`: seconds since 1970.
     pub(super) fn note(&self, chunk: Digest, begins: bool, now: u64) {
         let (place, tag) = place_of(chunk);
         let last = &self.last[place];
@@ -64,7 +64,7 @@ impl Uses {
             false => 0,
         };
         let since = now.wrapping_sub(before >> 2) & TIME;
-        if count > 0 && since < APART && !(begins && since > 0 && count < PASSES) {
+        if count > 0 && since < APART && !(begins && since > 1 && count < PASSES) {
             return;
         }
         // Two readers at the same moment are one pass or two.
@@ -157,12 +157,13 @@ mod tests {
         assert!(counts(false, now), "the first reader");
         assert!(!counts(false, now), "the rest of the chunk");
         assert!(!counts(true, now), "the same one again, by the kernel");
-        assert!(counts(true, now + 1), "its beginning, once more");
-        assert!(counts(true, now + 2));
-        assert!(!counts(true, now + 3), "that is enough for a minute");
-        assert!(!counts(false, now + 61));
-        assert!(counts(false, now + 62));
-        assert!(!counts(true, now + 63));
+        assert!(!counts(true, now + 1));
+        assert!(counts(true, now + 2), "its beginning, once more");
+        assert!(counts(true, now + 4));
+        assert!(!counts(true, now + 6), "that is enough for a minute");
+        assert!(!counts(false, now + 63));
+        assert!(counts(false, now + 64));
+        assert!(!counts(true, now + 66));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 use std::{
     collections::{HashMap, hash_map::Entry},
-    sync::{Arc, mpsc},
+    sync::{Arc, atomic::AtomicBool, mpsc},
     time::{Duration, Instant},
 };
 
@@ -60,8 +60,8 @@ pub(super) struct Writer {
     pub(super) copied_bytes: u64,
     /// Chunks of evicted files that stay, and could not be written yet.
     pub(super) kept: Vec<NewChunk>,
-    /// Bytes of files that went, and that the filesystem has not given back yet; and since when.
-    pub(super) late: Option<(Instant, u64)>,
+    /// Bytes of files that went, and that the filesystem has not given back yet; and whether it was synced since.
+    pub(super) late: Option<(Arc<AtomicBool>, u64)>,
     /// Whether a sync was asked for.
     pub(super) promised: bool,
     pub(super) counted: Vec<u64>,
@@ -292,7 +292,7 @@ pub(super) fn insert_written(
         };
         if is_there {
             let passes = store.uses.take(chunk.digest);
-            let reads = chunk.reads + u32::from(passes);
+            let reads = (chunk.reads + u32::from(passes)).min(4);
             let (location, size) = (chunk.location, chunk.size);
             if !index::insert_chunk(connection, chunk.digest, location, size, reads)? {
                 eviction::note_uses(connection, [(chunk.digest, passes)])?;

@@ -4,7 +4,7 @@ use smallvec::SmallVec;
 
 use super::{Filesystem, FsError, Held, Miss, Outcome, inodes::InodeNode, root::ROOT_ID};
 use crate::{
-    cache::Slice,
+    cache::{self, Slice},
     prefetch::{Place, Read, Whereabouts},
 };
 
@@ -86,12 +86,16 @@ impl Filesystem {
             self.failed(id, Some(digest), &error);
             return Outcome::Ready(Err(error));
         }
+        let reader = match held.has_no_chunks() {
+            true => cache::Reader::New,
+            false => cache::Reader::Again,
+        };
         let mut slices = Slices::new();
         let mut missing = Vec::new();
         for wanted in blob.manifest().slices(offset, len) {
             if missing.is_empty()
                 && let Some(last) = slices.last_mut()
-                && self.cache.extend_at_hand(&blob, wanted, last)
+                && self.cache.extend_at_hand(&blob, wanted, last, reader)
             {
                 continue;
             }
@@ -102,7 +106,7 @@ impl Filesystem {
                     start: wanted.start,
                     len: wanted.len,
                 })
-                .or_else(|| self.cache.slice_at_hand(&blob, wanted));
+                .or_else(|| self.cache.slice_at_hand(&blob, wanted, reader));
             match found {
                 Some(slice) => slices.push(slice),
                 None => missing.push(wanted.index),

@@ -9,7 +9,7 @@ use std::{
 
 use bytes::Bytes;
 use castore::{
-    cache::{Cache, Check, Config, Quota, Slice},
+    cache::{Cache, Check, Config, Quota, Reader, Slice},
     copy,
     import::{self, Options, Progress},
     model::{Digest, Directory, Entry, EntryRef, Manifest, Name, Node, NodeRef, SizeRule},
@@ -117,7 +117,7 @@ pub async fn read(cache: &Arc<Cache>, digest: Digest, size: u64) -> Result<Vec<u
         .map_err(|error| error.to_string())?;
     let mut bytes = Vec::new();
     for slice in blob.manifest().slices(0, size) {
-        let data = match cache.slice_at_hand(&blob, slice) {
+        let data = match cache.slice_at_hand(&blob, slice, Reader::New) {
             Some(slice) => slice.data,
             None => cache
                 .chunk(&blob, slice.index)

@@ -99,7 +99,7 @@ pub(in crate::cache) fn blob_file(
         .optional()
 }
 
-/// Segments of a queue that have at least `room` bytes left, the fullest first.
+/// Segments of a queue that have at least `room` bytes left, the newest first.
 pub(in crate::cache) fn open_segments(
     connection: &Connection,
     queue: Queue,
@@ -108,7 +108,7 @@ pub(in crate::cache) fn open_segments(
     connection
         .prepare_cached(
             "SELECT number, length, bytes, stamp FROM files \
-             WHERE blob IS NULL AND queue = ? AND length - bytes >= ? ORDER BY bytes DESC LIMIT 8",
+             WHERE blob IS NULL AND queue = ? AND length - bytes >= ? ORDER BY entered_at DESC LIMIT 8",
         )?
         .query_map(params![queue as i64, signed(room)?], file_row)?
         .collect()
