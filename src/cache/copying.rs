@@ -22,8 +22,13 @@ use crate::model::{Digest, Manifest};
 const WRITTEN_FOR_COPIED: u64 = 5;
 
 impl Writer {
-    /// Bytes that may be copied now, with some to begin with.
-    pub(super) fn copies(&self) -> u64 {
+    /// Bytes that may be copied now, with some to begin with; none beside many copies that are not written yet, since they are in memory.
+    pub(super) fn copies_beside(&self, chunks: &[NewChunk]) -> u64 {
+        let copies = chunks.iter().filter(|chunk| chunk.stays.is_some());
+        let bytes: u64 = copies.map(|chunk| chunk.bytes.len() as u64).sum();
+        if bytes >= COPIED_AT_ONCE {
+            return 0;
+        }
         (COPIED_AT_ONCE + self.written_bytes / WRITTEN_FOR_COPIED).saturating_sub(self.copied_bytes)
     }
 

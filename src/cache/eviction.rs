@@ -271,19 +271,25 @@ pub(super) fn queue_of(
     })
 }
 
-/// Takes all files out of the index.
-pub(super) fn evict_all(connection: &Connection) -> rusqlite::Result<Vec<Victim>> {
+/// Takes files out of the index, whatever they have: some of them, and all in the end.
+pub(super) fn evict_any(connection: &Connection) -> rusqlite::Result<Evicted> {
     let victims = connection
-        .prepare_cached("SELECT number, bytes FROM files")?
-        .query_map([], |row| {
+        .prepare_cached("SELECT number, bytes FROM files LIMIT ?")?
+        .query_map([FILES_AT_ONCE], |row| {
             Ok(Victim {
                 number: index::unsigned(row, 0)?,
                 bytes: index::unsigned(row, 1)?,
             })
         })?
         .collect::<rusqlite::Result<Vec<_>>>()?;
-    connection.execute_batch("DELETE FROM files")?;
-    Ok(victims)
+    for victim in &victims {
+        delete_file(connection, victim.number)?;
+    }
+    Ok(Evicted {
+        victims,
+        unfinished: index::sum(connection, "files")? > 0,
+        ..Evicted::default()
+    })
 }
 
 pub(super) fn delete_file(connection: &Connection, number: u64) -> rusqlite::Result<()> {
@@ -524,7 +530,7 @@ mod tests {
         let evicted = make_room(&cache.connection, &nothing, 19 * MIB, ANY, || Ok(())).unwrap();
         assert!(evicted.not_enough && evicted.victims.is_empty());
         assert_eq!(cache.data(), before);
-        assert!(!evict_all(&cache.connection).unwrap().is_empty());
+        while evict_any(&cache.connection).unwrap().unfinished {}
         assert_eq!(cache.data(), 0);
     }
 

@@ -9,7 +9,7 @@ use std::{
 
 use super::{
     CacheError,
-    eviction::{self, COPIED_AT_ONCE, Evicted, MAX_VISITS, Means, Queue},
+    eviction::{self, Evicted, MAX_VISITS, Means, Queue},
     index::{self, LOG_MAX},
     placing::Places,
     ranges::Ranges,
@@ -152,20 +152,9 @@ impl Writer {
             held = store.files.reap();
         }
         let late = self.late();
-        let copies = left.iter().filter(|chunk| chunk.stays.is_some());
-        let (mut count, mut bytes) = (0, 0);
-        for chunk in copies {
-            count += 1;
-            bytes += chunk.bytes.len() as u64;
-        }
-        let are_copies = count == left.len();
+        let are_copies = left.iter().all(|chunk| chunk.stays.is_some());
         let means = Means {
-            // They are in memory.
-            copies: if bytes < COPIED_AT_ONCE {
-                self.copies()
-            } else {
-                0
-            },
+            copies: self.copies_beside(left),
             visits,
         };
         self.growing.expire();
@@ -177,69 +166,72 @@ impl Writer {
         let locked = blob_files.map(|open| open.file.number()).collect();
         let mut taken = 0;
         let uncommitted = &self.uncommitted;
-        let decided = store.index.write(&mut self.connection, |connection| {
-            let room = Room {
-                late,
-                ..Room::now(&store, connection, held)?
-            };
-            let mut need = 0;
-            let mut files = HashSet::new();
-            while let Some(chunk) = left.get(taken) {
-                let size = chunk.bytes.len() as u64;
-                files.insert(chunk.blob.digest());
-                let too_many = room.has_blob_file(chunk.blob.manifest().size())
-                    && files.len() > store.files.most_written();
-                if taken > 0 && (need + size > room.batch() || too_many) {
-                    break;
+        let patience = self.patience();
+        let decided = store
+            .index
+            .write_within(patience, &mut self.connection, |connection| {
+                let room = Room {
+                    late,
+                    ..Room::now(&store, connection, held)?
+                };
+                let mut need = 0;
+                let mut files = HashSet::new();
+                while let Some(chunk) = left.get(taken) {
+                    let size = chunk.bytes.len() as u64;
+                    files.insert(chunk.blob.digest());
+                    let too_many = room.has_blob_file(chunk.blob.manifest().size())
+                        && files.len() > store.files.most_written();
+                    if taken > 0 && (need + size > room.batch() || too_many) {
+                        break;
+                    }
+                    need += size;
+                    taken += 1;
                 }
-                need += size;
-                taken += 1;
-            }
-            if are_copies && !room.fits(index::data_bytes(connection)?, 0, need) {
-                // Room was made for them once.
-                return Ok(Err(Reserved::Held));
-            }
-            let made = eviction::make_room(connection, &room, need, means, || {
-                // What was just written is known when it goes, and so is what is read at this moment.
-                insert_written(connection, &store, uncommitted)?;
-                eviction::note_uses(connection, store.uses())
+                if are_copies && !room.fits(index::data_bytes(connection)?, 0, need) {
+                    // Room was made for them once.
+                    return Ok(Err(Reserved::Held));
+                }
+                let made = eviction::make_room(connection, &room, need, means, || {
+                    // What was just written is known when it goes, and so is what is read at this moment.
+                    insert_written(connection, &store, uncommitted)?;
+                    eviction::note_uses(connection, store.uses())
+                })?;
+                if made.unfinished || !made.victims.is_empty() {
+                    return Ok(Err(Reserved::Evicted(made)));
+                }
+                if made.not_enough {
+                    return Ok(Err(Reserved::NoRoom));
+                }
+                if !room.grants(index::data_bytes(connection)?, need) {
+                    return Ok(Err(Reserved::Held));
+                }
+                // They may have been evicted, or moved to another queue.
+                let row = |number: Option<u64>, queue| {
+                    let found = number.map(|number| index::file_in(connection, number, queue));
+                    found.transpose().map(Option::flatten)
+                };
+                let [probation, main] = segments;
+                let segments = [row(probation, Queue::Probation)?, row(main, Queue::Main)?];
+                let mut plan = Places {
+                    connection,
+                    store: &store,
+                    room,
+                    segments: segments.each_ref().map(|row| row.as_ref().map(Into::into)),
+                    grown: HashMap::new(),
+                    locked,
+                    growing: &mut self.growing,
+                    written: &self.written,
+                    planned: Ranges::default(),
+                    made: Vec::new(),
+                };
+                let places = left
+                    .iter()
+                    .take(taken)
+                    .map(|chunk| plan.place(chunk))
+                    .collect::<rusqlite::Result<Vec<_>>>()?;
+                plan.write_grown()?;
+                Ok(Ok((places, plan.made)))
             })?;
-            if made.unfinished || !made.victims.is_empty() {
-                return Ok(Err(Reserved::Evicted(made)));
-            }
-            if made.not_enough {
-                return Ok(Err(Reserved::NoRoom));
-            }
-            if !room.grants(index::data_bytes(connection)?, need) {
-                return Ok(Err(Reserved::Held));
-            }
-            // They may have been evicted, or moved to another queue.
-            let row = |number: Option<u64>, queue| {
-                let found = number.map(|number| index::file_in(connection, number, queue));
-                found.transpose().map(Option::flatten)
-            };
-            let [probation, main] = segments;
-            let segments = [row(probation, Queue::Probation)?, row(main, Queue::Main)?];
-            let mut plan = Places {
-                connection,
-                store: &store,
-                room,
-                segments: segments.each_ref().map(|row| row.as_ref().map(Into::into)),
-                grown: HashMap::new(),
-                locked,
-                growing: &mut self.growing,
-                written: &self.written,
-                planned: Ranges::default(),
-                made: Vec::new(),
-            };
-            let places = left
-                .iter()
-                .take(taken)
-                .map(|chunk| plan.place(chunk))
-                .collect::<rusqlite::Result<Vec<_>>>()?;
-            plan.write_grown()?;
-            Ok(Ok((places, plan.made)))
-        })?;
         let (places, made) = match decided {
             Ok(placed) => placed,
             Err(other) => return Ok(other),

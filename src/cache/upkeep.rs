@@ -74,7 +74,7 @@ impl Writer {
         for round in 0.. {
             let held = store.files.reap();
             let means = Means {
-                copies: self.copies(),
+                copies: self.copies_beside(&self.kept),
                 // Something goes in the end, however much is used.
                 visits: if round < MAX_VISITS { MAX_VISITS } else { 0 },
             };
@@ -87,7 +87,7 @@ impl Writer {
                         let mut evicted =
                             eviction::make_room(connection, &room, 0, means, || Ok(()))?;
                         if evicted.not_enough {
-                            evicted.victims = eviction::evict_all(connection)?;
+                            evicted = eviction::evict_any(connection)?;
                         } else if !evicted.unfinished
                             && index::used_bytes(connection)? > room.quota / 2
                         {

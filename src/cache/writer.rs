@@ -23,6 +23,8 @@ use crate::model::Digest;
 const COMMIT_AFTER: Duration = Duration::from_millis(100);
 /// … or this many bytes.
 const COMMIT_BYTES: u64 = 64 << 20;
+/// Of chunks that other processes may wait for, so many are committed at once.
+const COMMIT_SHARED: usize = 64;
 /// After the disk failed or was full, nothing is written for this time.
 const PAUSE: Duration = Duration::from_secs(5);
 /// Commands that are looked at together.
@@ -125,7 +127,7 @@ impl Writer {
             let due = self
                 .oldest
                 .is_some_and(|oldest| oldest.elapsed() >= COMMIT_AFTER);
-            if due || self.uncommitted_bytes >= COMMIT_BYTES {
+            if due || self.uncommitted_bytes >= COMMIT_BYTES || self.holds_up_others() {
                 self.commit();
             }
             self.sync_if_due();
@@ -143,6 +145,12 @@ impl Writer {
         // Nothing is held by the writer any more, and what is still read is opened again.
         store.files.close_all();
         store.files.reap();
+    }
+
+    /// Whether other processes wait for many chunks to be named: so many that the locks for them run short.
+    fn holds_up_others(&self) -> bool {
+        let mut uncommitted = self.uncommitted.iter();
+        self.uncommitted.len() >= COMMIT_SHARED && uncommitted.any(|one| one.flight.is_some())
     }
 
     /// Whether to go on.
@@ -183,7 +191,7 @@ impl Writer {
         if !rows.is_empty() {
             // Whoever waits was promised that they are there.
             let wait = match acks.is_empty() && syncs.is_empty() {
-                true => WRITER_WAITS,
+                true => self.patience(),
                 false => PROMISED,
             };
             let written = self
@@ -222,7 +230,15 @@ impl Writer {
 
     /// Names what was written in the index.
     pub(super) fn commit(&mut self) {
-        self.commit_within(WRITER_WAITS);
+        self.commit_within(self.patience());
+    }
+
+    /// How long it is waited for other processes that write to the index.
+    pub(super) fn patience(&self) -> Duration {
+        match self.store.keeps {
+            true => PROMISED,
+            false => WRITER_WAITS,
+        }
     }
 
     /// The same, waiting so long for other processes that write to the index.

@@ -32,7 +32,7 @@ pub(super) struct Written {
     /// How often it was read before it was written here.
     pub(super) reads: u32,
     /// Other processes are told once a row names it.
-    pub(super) _flight: Option<SharedFlight>,
+    pub(super) flight: Option<SharedFlight>,
 }
 
 /// A file, and the lock on it: at most one process writes to a data file at a time.
@@ -128,7 +128,7 @@ impl Writer {
                 location,
                 size,
                 reads: chunk.stays.unwrap_or_default(),
-                _flight: chunk.share.flight.take(),
+                flight: chunk.share.flight.take(),
             });
             self.written.insert(location.file, offset, size);
             self.uncommitted_bytes += size;

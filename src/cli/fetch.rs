@@ -19,7 +19,7 @@ use super::{
     walk::Tree,
 };
 use crate::{
-    cache::{Cache, Check},
+    cache::{Cache, Check, Counter},
     model::{Node, RootRef, StorePath},
 };
 
@@ -133,12 +133,14 @@ async fn fetch(args: &Args, cache: &Arc<Cache>) -> anyhow::Result<()> {
             args.root
         );
     }
+    // Other processes may have brought some of it.
+    let fetched = cache.stats().get(Counter::FetchedBytes).min(wanted);
     println!(
         "{} is in the cache: {} files with {}, of which {} were fetched",
         args.root,
         tree.files.len(),
         BinaryBytes(tree.bytes()),
-        BinaryBytes(wanted)
+        BinaryBytes(fetched)
     );
     Ok(())
 }
