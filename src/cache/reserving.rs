@@ -10,7 +10,7 @@ use std::{
 use super::{
     CacheError,
     eviction::{self, Evicted, MAX_VISITS, Means, Queue},
-    index::{self, LOG_MAX},
+    index::{self, LOG_AT_REST},
     placing::Places,
     ranges::Ranges,
     space::Room,
@@ -77,7 +77,8 @@ impl Writer {
                     // Some of it may be open here.
                     self.commit();
                     self.close_gone();
-                    if self.store.index.log_len() > LOG_MAX && !self.syncer.is_busy() {
+                    // The log may be what takes the room.
+                    if self.store.index.log_len() > LOG_AT_REST && !self.syncer.is_busy() {
                         self.sync();
                     }
                     self.sync_if_due();

@@ -95,11 +95,10 @@ impl Room {
         by_quota.min(by_disk)
     }
 
-    /// Bytes for the index's log, and for what else grows until the next look. A log that is much larger than it should be takes no more
-    /// than twice that: it begins anew soon.
+    /// Bytes for the index's log, and for what else grows until the next look. Always the same: a log that is longer has nothing evicted, since it
+    /// begins anew soon.
     fn slack(&self) -> u64 {
-        let slack = (self.quota / PARTS).clamp(SLACK_MIN, SLACK_MAX);
-        slack.max(self.log.saturating_add(LOGGED).min(2 * slack))
+        (self.quota / PARTS).clamp(SLACK_MIN, SLACK_MAX)
     }
 
     /// Bytes that the probation queue has.

@@ -56,7 +56,9 @@ const READER_WAITS: Duration = Duration::from_millis(500);
 /// A log of more bytes is brought into the database, though nothing in it need be synced.
 pub(super) const LOG_MAX: u64 = 4 << 20;
 /// A log of more bytes is begun anew, for which writers wait a moment.
-const LOG_RESTARTED: u64 = 32 << 20;
+const LOG_RESTARTED: u64 = 8 << 20;
+/// One that has just begun anew has at most so many bytes.
+pub(super) const LOG_AT_REST: u64 = 1 << 20;
 /// Connections for readers, at the most: a query is short, and making a connection, which reads the schema, takes longer than waiting for one.
 const MOST_READERS: usize = 16;
 
@@ -289,7 +291,7 @@ fn connect_writer(path: &Path, create: OpenFlags) -> rusqlite::Result<Connection
     // Without a sync per commit, a crash of the machine may lose the last commits but never breaks the index.
     connection.pragma_update(None, "synchronous", "NORMAL")?;
     connection.pragma_update(None, "foreign_keys", "ON")?;
-    connection.pragma_update(None, "journal_size_limit", 1 << 20)?;
+    connection.pragma_update(None, "journal_size_limit", LOG_AT_REST.cast_signed())?;
     // Whoever commits does not wait for the disk: `syncing` does, and at the end `Index::end_log`.
     connection.pragma_update(None, "wal_autocheckpoint", 0)?;
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
