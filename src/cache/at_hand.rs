@@ -273,14 +273,15 @@ impl Cache {
     /// A part of a chunk, if its bytes are in memory or in a file where they are known to be right.
     #[must_use]
     pub fn slice_at_hand(&self, blob: &Blob, slice: ChunkSlice, reader: Reader) -> Option<Slice> {
-        let data = self.data_at_hand(blob, slice.index)?;
+        let now = index::now();
+        let data = self.data_at_hand(blob, slice.index, now)?;
         let counter = match data {
             ChunkData::Disk(..) => Counter::DiskHits,
             ChunkData::Memory(_) => Counter::MemoryHits,
         };
         self.stats.add(counter, 1);
         if reader == Reader::New {
-            self.note_reader(blob, slice.index, slice.start == 0, index::now());
+            self.note_reader(blob, slice.index, slice.start == 0, now);
         }
         Some(Slice {
             data,
@@ -289,10 +290,10 @@ impl Cache {
         })
     }
 
-    /// The same, of a whole chunk, for whoever is no reader.
-    pub(super) fn data_at_hand(&self, blob: &Blob, position: usize) -> Option<ChunkData> {
+    /// The same, of a whole chunk, for whoever is no reader. `now`: seconds since 1970.
+    pub(super) fn data_at_hand(&self, blob: &Blob, position: usize, now: u64) -> Option<ChunkData> {
         if self.check == Check::Stamp
-            && let Some(data) = self.trusted_place(blob, position)
+            && let Some(data) = self.trusted_place(blob, position, now)
         {
             return Some(data);
         }
@@ -354,7 +355,7 @@ impl Cache {
         }
     }
 
-    fn trusted_place(&self, blob: &Blob, position: usize) -> Option<ChunkData> {
+    fn trusted_place(&self, blob: &Blob, position: usize, now: u64) -> Option<ChunkData> {
         let place = blob.place(position)?;
         let Some(file) = self.store.open_file(place.file, &self.commands) else {
             blob.forget_file(place.file);
@@ -363,7 +364,7 @@ impl Cache {
         let size = blob.chunk(position)?.size;
         match file.trust(place.offset, size) {
             Trust::Verified => {
-                file.touch(index::now());
+                file.touch(now);
                 Some(ChunkData::Disk(file, place.offset))
             }
             Trust::Unknown => None,

@@ -81,6 +81,8 @@ impl Writer {
 
     /// A chunk that stays, from the file that goes. One that cannot be read, or is damaged, goes too.
     fn read_kept(&mut self, file: &DataFile, kept: &Kept) -> Option<NewChunk> {
+        // A row that is damaged must not have memory reserved for what no file has.
+        file.mapped(kept.location.offset, kept.size)?;
         let read = || -> io::Result<Vec<u8>> {
             let len = usize::try_from(kept.size).map_err(io::Error::other)?;
             let mut bytes = vec![0; len];

@@ -100,7 +100,7 @@ pub(super) fn make_room(
     before()?;
     // Some room more, so that not each reservation evicts.
     let wanted = need.saturating_add(room.margin(data));
-    let (mut freed, mut copied, mut visits, mut chunks) = (0, 0, 0, 0);
+    let (mut freed, mut copied, mut visits, mut chunks) = (0_u64, 0_u64, 0, 0);
     while !room.fits(data, freed, wanted.saturating_add(copied)) {
         let Some(file) = next(connection, room, data, need)? else {
             break;
@@ -116,8 +116,8 @@ pub(super) fn make_room(
             false => Vec::new(),
         };
         chunks += read.len();
-        let read_bytes: u64 = read.iter().map(|kept| kept.size).sum();
-        let is_too_much = copied + read_bytes > means.copies;
+        let read_bytes = bytes_of(&read);
+        let is_too_much = copied.saturating_add(read_bytes) > means.copies;
         let stays = file.is_blob || read_bytes >= file.row.bytes / 2;
         if !read.is_empty() && (stays || (is_too_much && file.queue == Queue::Main)) {
             stay(connection, number)?;
@@ -127,14 +127,20 @@ pub(super) fn make_room(
         let kept = if is_too_much { Vec::new() } else { read };
         chunks += haunt(connection, &file, kept.is_empty())?;
         delete_file(connection, number)?;
-        copied += kept.iter().map(|kept| kept.size).sum::<u64>();
+        copied = copied.saturating_add(bytes_of(&kept));
         evicted.kept.extend(kept);
         evicted.victims.push(Victim { number, bytes });
         data = index::data_bytes(connection)?;
         // Somebody may still hold the file, but it is freed as soon as nobody does.
-        freed += bytes;
+        freed = freed.saturating_add(bytes);
     }
     Ok(evicted)
+}
+
+/// As their rows say, which may be damaged.
+fn bytes_of(chunks: &[Kept]) -> u64 {
+    let sizes = chunks.iter().map(|chunk| chunk.size);
+    sizes.fold(0, u64::saturating_add)
 }
 
 /// The file that is looked at next.
@@ -221,19 +227,20 @@ fn stay(connection: &Connection, number: u64) -> rusqlite::Result<()> {
 fn haunt(connection: &Connection, file: &Oldest, all: bool) -> rusqlite::Result<usize> {
     let number = index::signed(file.row.number)?;
     let generation = index::meta(connection, "ghost_generation")?.unwrap_or_default();
-    let mut added = match file.is_blob {
-        true => connection.prepare_cached(
-            "INSERT OR REPLACE INTO ghosts SELECT substr(blob, 1, 8), ?2 FROM files WHERE number = ?1",
-        )?,
-        false => connection.prepare_cached(
-            "INSERT OR REPLACE INTO ghosts SELECT substr(digest, 1, 8), ?2 FROM chunks \
-             WHERE file = ?1 AND reads < ?3",
-        )?,
-    };
     let below = if all { u8::MAX } else { READ_AGAIN };
     let added = match file.is_blob {
-        true => added.execute(params![number, index::signed(generation)?])?,
-        false => added.execute(params![number, index::signed(generation)?, below])?,
+        true => connection
+            .prepare_cached(
+                "INSERT OR REPLACE INTO ghosts SELECT substr(blob, 1, 8), ?2 FROM files \
+                 WHERE number = ?1",
+            )?
+            .execute(params![number, index::signed(generation)?])?,
+        false => connection
+            .prepare_cached(
+                "INSERT OR REPLACE INTO ghosts SELECT substr(digest, 1, 8), ?2 FROM chunks \
+                 WHERE file = ?1 AND reads < ?3",
+            )?
+            .execute(params![number, index::signed(generation)?, below])?,
     };
     let count = index::meta(connection, "ghosts")?.unwrap_or_default() + added as u64;
     // Two generations together are as many as there are chunks.

@@ -5,7 +5,7 @@ use std::{
 
 use futures::{StreamExt, TryStreamExt, stream};
 
-use super::{Blob, Cache, CacheError, Counter, Slice, store::Command};
+use super::{Blob, Cache, CacheError, Counter, Slice, index, store::Command};
 use crate::model::{Digest, Manifest};
 
 /// A blob is verified as a whole this long after its last chunk was asked for, so as not to get in its reader's way.
@@ -143,7 +143,7 @@ impl Cache {
     ) -> Result<Option<Digest>, CacheError> {
         let mut hasher = Box::<blake3::Hasher>::default();
         let parts = stream::iter(blob.manifest().slices(0, u64::MAX)).map(|slice| async move {
-            let data = match self.data_at_hand(blob, slice.index) {
+            let data = match self.data_at_hand(blob, slice.index, index::now()) {
                 Some(data) => Some(data),
                 None if fetches => Some(
                     self.join_chunk(blob, slice.index, true, &Arc::default())

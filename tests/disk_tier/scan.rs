@@ -118,15 +118,25 @@ impl Case {
                     meanwhile();
                 }
             });
+            // Also when the scan fails.
+            let _end = End(&ended);
             let path = mount.path.clone();
             support::within(DEADLINE, "the scan", move || {
                 for entry in fs::read_dir(path).unwrap() {
                     read_anew(&entry.unwrap().path());
                 }
             });
-            ended.store(true, Ordering::Relaxed);
         });
         mount.stop();
+    }
+}
+
+/// What goes on until this is dropped.
+struct End<'a>(&'a AtomicBool);
+
+impl Drop for End<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
     }
 }
 

@@ -1,6 +1,6 @@
 //! What several processes want of a remote at the same time comes once.
 
-use std::{fs, process::Stdio};
+use std::{fs, path::Path, process::Stdio};
 
 use crate::support::{self, Mount, Scratch, signal, tree, wait};
 
@@ -36,9 +36,9 @@ fn is_fetched_once(scratch: &Scratch) {
     );
 }
 
-fn is_read(mount: &Mount) {
+fn is_read(dir: &Path) {
     for number in 0..FILES {
-        let bytes = fs::read(mount.at(&number.to_string())).unwrap();
+        let bytes = fs::read(dir.join(number.to_string())).unwrap();
         assert!(bytes == tree::noise(number, LEN), "{number}");
     }
 }
@@ -70,7 +70,7 @@ fn two_mounts_bring_one_tree() {
     let second = Mount::start(command, &second);
     std::thread::scope(|scope| {
         for mount in [&first, &second] {
-            scope.spawn(|| is_read(mount));
+            scope.spawn(|| is_read(&mount.path));
         }
     });
     first.stop();
@@ -95,12 +95,7 @@ fn a_process_that_is_stopped_holds_up_nobody() {
     signal(&fetch, libc::SIGSTOP);
     support::within(support::DEADLINE, "reading", {
         let path = mount.path.clone();
-        move || {
-            for number in 0..FILES {
-                let bytes = fs::read(path.join(number.to_string())).unwrap();
-                assert!(bytes == tree::noise(number, LEN), "{number}");
-            }
-        }
+        move || is_read(&path)
     });
     signal(&fetch, libc::SIGCONT);
     signal(&fetch, libc::SIGTERM);

@@ -199,20 +199,15 @@ impl Dispatcher {
                     reply.errno(libc::ENOSYS);
                 }
             }
-            IoMode::Direct => {
-                self.fs.opened(node);
-                if !opened(take, 0, FOPEN_NOFLUSH | FOPEN_DIRECT_IO) {
-                    self.fs.released(node);
-                }
-            }
-            IoMode::Large => {
+            mode @ (IoMode::Large | IoMode::Direct) => {
                 // What turns out to be wrong later can be taken back by a notification, or must not be kept.
                 let limit = match self.maps_direct_io.load(Ordering::Relaxed) {
                     true => PROVEN_AT_OPEN,
                     false => PROVEN_TO_BE_MAPPED,
                 };
-                let kept = self.transport.capabilities().notifications
-                    || ready(self.fs.is_proven(node, limit, held))?;
+                let kept = mode == IoMode::Large
+                    && (self.transport.capabilities().notifications
+                        || ready(self.fs.is_proven(node, limit, held))?);
                 let flags = match kept {
                     true => FOPEN_NOFLUSH | FOPEN_KEEP_CACHE,
                     false => FOPEN_NOFLUSH | FOPEN_DIRECT_IO,
